@@ -1,0 +1,55 @@
+"""The IDX files that MNIST and its descendants are distributed as (LeCun et al. 1998), gzipped or not."""
+
+import gzip
+import math
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+
+from avb_jax.types import UserError
+
+_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read(path: pathlib.Path) -> np.ndarray:
+    """The array in one IDX file.
+
+    Raises:
+      UserError: not an IDX file, cut short, or with bytes left over.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download the file again") from None
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
+        raise UserError(f"{path}: not an IDX file; download the file again")
+    dtype, rank = np.dtype(_DTYPES[content[2]]), content[3]
+    header = 4 + 4 * rank
+    if len(content) < header:
+        raise UserError(f"{path}: cut short within its header; download the file again")
+    shape = struct.unpack(f">{rank}I", content[4:header])
+    expected = header + math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        raise UserError(f"{path}: {len(content):,} bytes, its header promises {expected:,}; download the file again")
+    return np.frombuffer(content, dtype, offset=header).reshape(shape)
+
+
+def read_images(directory: pathlib.Path, split: str) -> np.ndarray:
+    """The images [N, H, W] uint8 of a split, 'train' or 't10k', from `<split>-images-idx3-ubyte[.gz]`.
+
+    Raises:
+      UserError: no such file, or it does not hold images.
+    """
+    stem = f"{split}-images-idx3-ubyte"
+    paths = [directory / name for name in (stem, f"{stem}.gz", stem.replace("-idx3", ".idx3"))]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise UserError(f"data.dir={str(directory)!r}: holds no {stem}[.gz]; give the folder with the four MNIST IDX files")
+    images = read(found)
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise UserError(f"{found}: {images.dtype} of shape {images.shape}, expected uint8 images [N, H, W]")
+    return images

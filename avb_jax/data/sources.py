@@ -1,0 +1,64 @@
+"""Data sets by name."""
+
+import pathlib
+
+import numpy as np
+
+from avb_jax.data import idx, tfds
+from avb_jax.data.dataset import Dataset, from_arrays
+from avb_jax.types import UserError
+
+
+def four_points(directory: str, binarize: str) -> Dataset:
+    """The synthetic set of section 4: the four 2x2 images with one pixel on. Optimal log-likelihood -log 4."""
+    del directory
+    return from_arrays(np.eye(4, dtype=np.float32).reshape(4, 2, 2), binarize=binarize, name="four_points")
+
+
+def digits(directory: str, binarize: str) -> Dataset:
+    """scikit-learn's 1,797 8x8 digits, which come with the package; every sixth one is held out."""
+    del directory
+    import sklearn.datasets
+
+    images = (sklearn.datasets.load_digits().images / 16.0).astype(np.float32)
+    held_out = np.arange(len(images)) % 6 == 5
+    return from_arrays(images[~held_out], images[held_out], binarize, "digits")
+
+
+def mnist(directory: str, binarize: str) -> Dataset:
+    """60,000 and 10,000 28x28 digits (or Fashion-MNIST, or whatever else is in MNIST's file names) from IDX files."""
+    if not directory:
+        raise UserError("data.dir='': give the folder with the four MNIST IDX files, or use data.name='tfds:mnist'")
+    path = pathlib.Path(directory).expanduser()
+    if not path.is_dir():
+        raise UserError(f"data.dir={directory!r}: no such folder; give the one with the four MNIST IDX files")
+    return from_arrays(idx.read_images(path, "train"), idx.read_images(path, "t10k"), binarize, "mnist")
+
+
+def _from_tfds(name: str):
+    def load_from_tfds(directory: str, binarize: str) -> Dataset:
+        train, test = (tfds.read_images(name, directory, split) for split in ("train", "test"))
+        return from_arrays(train, test, binarize, f"tfds:{name}")
+
+    return load_from_tfds
+
+
+SOURCES = {
+    "four_points": four_points,
+    "digits": digits,
+    "mnist": mnist,
+    "tfds:mnist": _from_tfds("mnist"),
+    "tfds:binarized_mnist": _from_tfds("binarized_mnist"),
+    "tfds:fashion_mnist": _from_tfds("fashion_mnist"),
+}
+
+
+def load(name: str, directory: str = "", binarize: str = "none") -> Dataset:
+    """The data set called `name`, read from `directory` where it is not embedded.
+
+    Raises:
+      UserError: no such name, or its files are missing or damaged.
+    """
+    if name not in SOURCES:
+        raise UserError(f"data.name={name!r}: must be one of {', '.join(SOURCES)}")
+    return SOURCES[name](directory, binarize)

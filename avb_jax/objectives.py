@@ -1,0 +1,105 @@
+"""The losses of the game. One per side; the first argument is what is differentiated.
+
+Each is a pure function of params, batch statistics and one set of `Draws`, returns its mean over the batch in nats,
+and beside it the per-example terms. Opponents' params are explicit arguments: differentiating with respect to the
+first argument alone is what holds them fixed.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from avb_jax import divergences, distributions, players
+from avb_jax.players import Model
+from avb_jax.types import Array, Draws, Players, Posterior, PyTree, Terms, UserError
+
+
+def negative_elbo_adversarial(
+    params: Players, adversary: PyTree, batch_stats: Players, draws: Draws, *, model: Model, beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, tuple[Terms, Array, Players]]:
+    """Eq. 3.9 (Mescheder et al. 2017), negated: E[beta T(x, z) - log p(x|z)] at z = enc(x, noise).
+
+    T stands in for log q(z|x) - log p(z), and its own params are held fixed: by Proposition 2 the dependence of the
+    optimal T on the encoder has no gradient on average. T is evaluated together with the prior's draws, as in the
+    adversary's own loss, so that both see the same function where T normalises over the batch (and so that a
+    compiler shares the forward pass).
+
+    Args:
+      params: the encoder's and the decoder's; `params.adversary` is not read.
+      adversary: T's params.
+      batch_stats: every player's.
+      draws: x [B, ...], noise [B, N], z_prior [B, Z].
+      model: networks and distributions.
+      beta: weight of the KL term.
+      train: whether batch normalisation uses this batch (and updates the encoder's and decoder's statistics).
+
+    Returns:
+      The loss, and (terms [B], z [B, Z], new batch statistics); `terms.kl` is T(x, z), an estimate that is only as
+      good as T and may be negative.
+    """
+    posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
+    t, _ = _t_of_both(adversary, batch_stats, draws, posterior.z, model, train)
+    terms = Terms(reconstruction, kl=t[0])
+    return jnp.mean(reconstruction + beta * terms.kl), (terms, posterior.z, stats)
+
+
+def negative_elbo_gaussian(
+    params: Players, batch_stats: Players, draws: Draws, *, model: Model, beta: Array | float = 1.0, train: bool = True,
+) -> tuple[Array, tuple[Terms, Array, Players]]:
+    """Eq. 2.1 negated, with the KL in closed form: the VAE of Kingma & Welling (2013).
+
+    Arguments and returns as in `negative_elbo_adversarial`; `terms.kl` is exact for each x.
+
+    Raises:
+      UserError: the encoder does not tell the mean and standard deviation of a Gaussian q(z|x).
+    """
+    posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
+    if posterior.mean is None or posterior.std is None:
+        name = type(model.networks.encoder).__name__
+        raise UserError(f"encoder={name}: a VAE needs a Gaussian encoder that returns Posterior(z, mean, std)")
+    terms = Terms(reconstruction, distributions.normal_kl(posterior.mean, posterior.std))
+    return jnp.mean(reconstruction + beta * terms.kl), (terms, posterior.z, stats)
+
+
+def adversary_loss(
+    adversary: PyTree, batch_stats: Players, draws: Draws, z: Array, *, model: Model, train: bool = True,
+) -> tuple[Array, tuple[Array, Array, PyTree]]:
+    """Eq. 3.3 as a minimisation over T: E[-log sigma(T(x, z)) - log(1 - sigma(T(x, z_prior)))].
+
+    (Line 9 of Algorithm 1 as printed subtracts the gradient of eq. 3.3, which is maximised: an erratum.)
+
+    Args:
+      adversary: T's params.
+      batch_stats: every player's.
+      draws: x [B, ...] and z_prior [B, Z]; its noise is not read.
+      z: the encoder's draw [B, Z]; no gradient flows into it.
+      model: networks and distributions.
+      train: whether batch normalisation uses this batch (and updates the adversary's statistics).
+
+    Returns:
+      The loss, and (loss per example [B], accuracy per example [B] in [0, 1], the adversary's new batch statistics).
+    """
+    t, stats = _t_of_both(adversary, batch_stats, draws, jax.lax.stop_gradient(z), model, train)
+    loss = divergences.logistic(t[0], t[1])
+    accuracy = 0.5 * ((t[0] > 0).astype(jnp.float32) + (t[1] < 0))
+    return jnp.mean(loss), (loss, accuracy, stats)
+
+
+def _generate(
+    params: Players, batch_stats: Players, draws: Draws, model: Model, train: bool
+) -> tuple[Posterior, Array, Players]:
+    """Encodes and decodes: the posterior draw, -log p(x|z) [B], and the new batch statistics."""
+    posterior, encoder_stats = players.encode(
+        model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
+    )
+    output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, posterior.z, train=train)
+    reconstruction = -model.likelihood.log_prob(output, draws.x)
+    return posterior, reconstruction, batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
+
+
+def _t_of_both(
+    adversary: PyTree, batch_stats: Players, draws: Draws, z: Array, model: Model, train: bool
+) -> tuple[Array, PyTree]:
+    """T [2, B] at the encoder's z and at the prior's, through one call of the adversary."""
+    both = jnp.stack([z, draws.z_prior])
+    return players.discriminate(model, adversary, batch_stats.adversary, draws.x, both, train=train)

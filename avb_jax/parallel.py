@@ -1,0 +1,180 @@
+"""Devices: the same step under jit, under pmap, and under jit with the batch sharded over a mesh.
+
+What is compiled is a block of steps, one `lax.scan` over the batches' indices, with the data set on the device. Every
+array of the State that enters and leaves a block has a leading axis of seeds, which train side by side (`vmap`).
+
+  jit      one device
+  pmap     one program per device, each with its share of the batch and randomness of its own; gradients, batch
+           statistics and what is observed are averaged over the devices
+  sharded  one program over all devices of a mesh, with the batch split between them: the same numbers on any count
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+
+from avb_jax.data.dataset import to_pixels
+from avb_jax.players import Model
+from avb_jax.types import Array, Info, Players, PyTree, State, UserError
+
+AXIS = "devices"
+MODES = ("auto", "jit", "pmap", "sharded")
+
+
+class Parallel(NamedTuple):
+    """A compiled block of steps and what places its arguments; made by `compile_blocks`."""
+
+    run: Callable  # (keys [S], state [S, ...], indices from place_indices) -> (state, Info of means [S]); donates state
+    place: Callable  # state [S, ...] on the host or one device -> as `run` wants it
+    gather: Callable  # as `run` returns it -> state [S, ...], one copy
+    mode: str
+    devices: int
+
+
+def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[str, list]:
+    """The mode that 'auto' stands for (sharded where there are several devices), and the devices it uses.
+
+    Raises:
+      UserError: no such mode, or a batch that the devices cannot share equally.
+    """
+    devices = jax.devices() if devices is None else devices
+    if mode not in MODES:
+        raise UserError(f"parallel={mode!r}: must be one of {', '.join(MODES)}")
+    if mode == "auto":
+        mode = "sharded" if len(devices) > 1 else "jit"
+    if mode == "jit":
+        return mode, devices[:1]
+    if batch_size % len(devices):
+        raise UserError(
+            f"batch_size={batch_size}: not divisible by the {len(devices)} devices; use a multiple of {len(devices)}, or "
+            "parallel='jit' for one device"
+        )
+    return mode, devices
+
+
+def compile_blocks(
+    train_step: Callable, model: Model, optimizers: Players, data: np.ndarray, binarize: str, *, mode: str = "auto",
+    batch_size: int, num_seeds: int = 1, devices: list | None = None,
+) -> Parallel:
+    """Compiles blocks of a method's steps for the devices.
+
+    Args:
+      train_step: a method's, (key, state, batch, *, model, optimizers) -> (state, info).
+      model: the method's model.
+      optimizers: an optax optimiser per player.
+      data: the training examples, placed whole on every device.
+      binarize: see `data.dataset.to_pixels`.
+      mode: one of `MODES`.
+      batch_size: of the whole step, over all devices.
+      num_seeds: S, how many runs train side by side.
+      devices: all there are, by default.
+
+    Returns:
+      A `Parallel`. `run` takes keys [S], a State with a leading axis S, and indices [S, steps, batch_size].
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    mode, devices = resolve(mode, batch_size, devices)
+    if mode == "pmap":
+        return _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices)
+    step = functools.partial(train_step, model=model, optimizers=optimizers)
+    block = _over_seeds(functools.partial(_block, step, binarize), num_seeds)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_batch = NamedSharding(mesh, PartitionSpec(None, None, AXIS))
+    data = jax.device_put(data, everywhere)
+    compiled = jax.jit(block, donate_argnums=1, out_shardings=everywhere)
+
+    def run(keys: Array, state: State, indices: np.ndarray) -> tuple[State, Info]:
+        return compiled(keys, state, data, jax.device_put(indices, by_batch))
+
+    return Parallel(run, lambda state: jax.device_put(state, everywhere), lambda state: state, mode, len(devices))
+
+
+def _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices) -> Parallel:
+    optimizers = jax.tree.map(_averaging, optimizers, is_leaf=lambda o: isinstance(o, optax.GradientTransformation))
+    model = _with_axis(model)
+
+    def step(key: Array, state: State, batch: Array) -> tuple[State, Info]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        state, info = train_step(key, state, batch, model=model, optimizers=optimizers)
+        # Batch normalisations that know AXIS agree already; this keeps a user's own, that does not, from drifting apart.
+        batch_stats = jax.lax.pmean(state.batch_stats, AXIS)
+        info = jax.lax.pmean(jax.tree.map(jnp.mean, info), AXIS)
+        return state._replace(batch_stats=batch_stats), info
+
+    block = _over_seeds(functools.partial(_block, step, binarize, axis=AXIS), num_seeds)
+    compiled = jax.pmap(block, AXIS, in_axes=(None, 0, 0, 0), donate_argnums=1, devices=devices)
+    count = len(devices)
+    by_device = NamedSharding(jax.make_mesh((count,), (AXIS,), devices=devices), PartitionSpec(AXIS))
+
+    def place(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jax.device_put(np.broadcast_to(a, (count, *np.shape(a))), by_device), tree)
+
+    data = place(data)
+
+    def run(keys: Array, state: State, indices: np.ndarray) -> tuple[State, Info]:
+        seeds, steps, batch_size = indices.shape
+        shares = indices.reshape(seeds, steps, count, batch_size // count).transpose(2, 0, 1, 3)
+        state, info = compiled(keys, state, data, jax.device_put(np.ascontiguousarray(shares), by_device))
+        return state, jax.tree.map(lambda a: a[0], info)
+
+    return Parallel(run, place, lambda state: jax.tree.map(lambda a: a[0], state), "pmap", count)
+
+
+def _block(step, binarize: str, key: Array, state: State, data: Array, indices: Array, axis: str | None = None):
+    """Steps over indices [steps, B]; returns the State and the Info's means over steps and examples."""
+
+    def body(state: State, index: Array) -> tuple[State, Info]:
+        data_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+        if axis is not None:
+            data_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
+        state, info = step(step_key, state, to_pixels(data_key, data[index], binarize))
+        return state, jax.tree.map(jnp.mean, info)
+
+    state, infos = jax.lax.scan(body, state, indices)
+    return state, jax.tree.map(jnp.mean, infos)
+
+
+def _over_seeds(block: Callable, num_seeds: int) -> Callable:
+    """`block` over a leading axis of seeds; one seed is not vmapped, which would make its convolutions grouped ones."""
+    if num_seeds > 1:
+        return jax.vmap(block, in_axes=(0, 0, None, 0))
+
+    def single(key: Array, state: State, data: Array, indices: Array):
+        result = block(key[0], jax.tree.map(lambda a: a[0], state), data, indices[0])
+        return jax.tree.map(lambda a: a[None], result)
+
+    return single
+
+
+def _averaging(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimiser, fed with gradients averaged over AXIS; its state is what it was."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(gradients, state, params=None, **extra):
+        return optimizer.update(jax.lax.pmean(gradients, AXIS), state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _with_axis(tree):
+    """The model, or a network, with AXIS in every `axis_name` field: batch statistics over the global batch."""
+    if isinstance(tree, Model):
+        return dataclasses.replace(tree, networks=Players(*map(_with_axis, tree.networks)))
+    if not isinstance(tree, nn.Module):
+        return tree
+    fields = {name: value for name, value in vars(tree).items() if name in type(tree).__dataclass_fields__}
+    changed = {name: _with_axis(value) for name, value in fields.items() if isinstance(value, nn.Module)}
+    if "axis_name" in fields:
+        changed["axis_name"] = AXIS
+    return tree.clone(**changed)

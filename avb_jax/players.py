@@ -1,0 +1,170 @@
+"""The three players as pure functions of their params, whatever Flax Linen modules they are.
+
+encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments
+decoder    z [B, Z] -> the likelihood's parameters [B, *x, P]
+adversary  (x [B, ...], z [B, Z]) -> T [B]
+
+A module whose `__call__` takes `train` is told whether it trains; collections other than 'params' (batch statistics)
+are carried. An adversary that declares `shares_x = True` accepts z [S, B, Z] and returns T [S, B], which lets it
+compute its x-side once for several z; any other is called on the S * B pairs.
+"""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from avb_jax import distributions
+from avb_jax.types import Array, Draws, Players, Posterior, PyTree, State, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is trained: the players' networks, the distributions between them, and the scales of the objective."""
+
+    networks: Players
+    prior: distributions.StandardNormal
+    likelihood: distributions.Bernoulli | distributions.Gaussian
+    noise_dim: int  # N, how many N(0, 1) numbers the encoder gets per example
+    beta: float = 1.0  # weight of the KL term once warmed up; 1 is the ELBO
+    beta_warmup: int = 0  # steps over which the weight rises linearly from 0
+    adversary_steps: int = 1  # adversary updates per step (section 3.2: keep T near its optimum)
+    ema_decay: float = 0.0  # decay of the params' moving average that evaluation uses; 0 turns it off
+
+    def __post_init__(self):
+        checks = {
+            "noise_dim": (self.noise_dim >= 1, "at least 1"),
+            "beta": (self.beta >= 0, "at least 0"),
+            "beta_warmup": (self.beta_warmup >= 0, "at least 0 steps"),
+            "adversary_steps": (self.adversary_steps >= 1, "at least 1"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+        }
+        for field, (holds, remedy) in checks.items():
+            if not holds:
+                raise UserError(f"{field}={getattr(self, field)!r}: must be {remedy}")
+
+    def beta_at(self, step: Array) -> Array:
+        """Weight of the KL term in the step after `step` steps."""
+        warmup = jnp.minimum(1.0, (step + 1) / self.beta_warmup) if self.beta_warmup else 1.0
+        return jnp.asarray(self.beta * warmup, jnp.float32)
+
+
+def _apply(module: nn.Module, params: PyTree, stats: PyTree, *inputs: Array, train: bool) -> tuple[PyTree, PyTree]:
+    """Runs a module; returns its output and its new collections (the old ones unless it trains)."""
+    options = {"train": train} if _takes_train(module) else {}
+    variables = {"params": params, **stats}
+    if not (train and stats):
+        return module.apply(variables, *inputs, **options), stats
+    return module.apply(variables, *inputs, mutable=list(stats), **options)
+
+
+def _takes_train(module: nn.Module) -> bool:
+    return "train" in inspect.signature(type(module).__call__).parameters
+
+
+def _check_shape(player: str, got: tuple, expected: tuple) -> None:
+    if tuple(got) != tuple(expected):
+        raise UserError(f"{player}: returned shape {tuple(got)}, expected {tuple(expected)}; mend the module's output")
+
+
+def encode(model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, *, train: bool):
+    """Draws z ~ q(z|x), one per example.
+
+    Returns:
+      The `Posterior`, with z [B, Z], and the encoder's new batch statistics.
+
+    Raises:
+      UserError: the encoder's output is not [B, Z].
+    """
+    out, stats = _apply(model.networks.encoder, params, stats, x, noise, train=train)
+    posterior = out if isinstance(out, Posterior) else Posterior(out)
+    _check_shape("encoder", posterior.z.shape, (x.shape[0], model.prior.dim))
+    return posterior, stats
+
+
+def decode(model: Model, params: PyTree, stats: PyTree, z: Array, *, train: bool):
+    """The likelihood's parameters [B, *x, P] at z [B, Z], and the decoder's new batch statistics."""
+    return _apply(model.networks.decoder, params, stats, z, train=train)
+
+
+def discriminate(model: Model, params: PyTree, stats: PyTree, x: Array, z: Array, *, train: bool):
+    """T(x, z) [S, B] at z [S, B, Z], and the adversary's new batch statistics.
+
+    All S * B pairs go through one call, so that a batch normalisation sees them together: T stays one function of
+    (x, z), the same one in the encoder's loss and in the adversary's.
+
+    Raises:
+      UserError: the adversary's output is not one number per pair.
+    """
+    adversary = model.networks.adversary
+    pairs = z.shape[:-1]
+    if getattr(adversary, "shares_x", False):
+        t, stats = _apply(adversary, params, stats, x, z, train=train)
+        _check_shape("adversary", t.shape, pairs)
+        return t, stats
+    x = jnp.broadcast_to(x, (*pairs, *x.shape[1:])).reshape(-1, *x.shape[1:])
+    t, stats = _apply(adversary, params, stats, x, z.reshape(-1, z.shape[-1]), train=train)
+    _check_shape("adversary", t.shape, x.shape[:1])
+    return t.reshape(pairs), stats
+
+
+def draw(key: Array, model: Model, x: Array) -> Draws:
+    """Samples lines 4 and 5 of Algorithm 1 for the examples x [B, ...]."""
+    noise_key, prior_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (x.shape[0], model.noise_dim))
+    return Draws(x, noise, model.prior.sample(prior_key, x.shape[:1]))
+
+
+def init(key: Array, model: Model, optimizers: Players, x: Array) -> State:
+    """A fresh State, its params shaped by the batch x [B, ...]; players that have no network stay None.
+
+    Raises:
+      UserError: a network's output does not fit x or the prior, or a player has a network and no optimiser.
+    """
+    keys = Players(*jax.random.split(key, 3))
+    noise, z = jnp.zeros((x.shape[0], model.noise_dim)), jnp.zeros((x.shape[0], model.prior.dim))
+    inputs = Players(encoder=(x, noise), decoder=(z,), adversary=(x, z))
+    params, stats, opt_state = {}, {}, {}
+    for name, module in model.networks._asdict().items():
+        if module is None:
+            params[name], stats[name], opt_state[name] = None, {}, None
+            continue
+        if getattr(optimizers, name) is None:
+            raise UserError(f"optimizers.{name}=None: the model has a network for this player; give it an optax optimiser")
+        variables = dict(module.init(getattr(keys, name), *getattr(inputs, name)))
+        params[name] = variables.pop("params")
+        stats[name] = variables
+        opt_state[name] = getattr(optimizers, name).init(params[name])
+    params, stats = Players(**params), Players(**stats)
+    output = jax.eval_shape(lambda: decode(model, params.decoder, stats.decoder, z, train=False)[0])
+    _check_shape("decoder", output.shape, (*x.shape, model.likelihood.parameters))
+    average = jax.tree.map(jnp.copy, params) if model.ema_decay else None
+    return State(jnp.zeros((), jnp.int32), params, Players(**opt_state), stats, average)
+
+
+def evaluation_params(state: State) -> Players:
+    """The params to evaluate: the moving average where there is one."""
+    return state.params if state.average is None else state.average
+
+
+def sample(key: Array, state: State, model: Model, count: int) -> Array:
+    """Mean images [count, *x] of p(x|z) at z ~ p(z), pixels in [0, 1] under a Bernoulli likelihood."""
+    z = model.prior.sample(key, (count,))
+    output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
+    return model.likelihood.mean(output)
+
+
+def sample_posterior(key: Array, state: State, model: Model, x: Array) -> Array:
+    """One draw z [B, Z] from q(z|x) per example."""
+    noise = jax.random.normal(key, (x.shape[0], model.noise_dim))
+    params = evaluation_params(state).encoder
+    return encode(model, params, state.batch_stats.encoder, x, noise, train=False)[0].z
+
+
+def reconstruct(key: Array, state: State, model: Model, x: Array) -> Array:
+    """Mean images [B, *x] of p(x'|z) at one z ~ q(z|x) per example."""
+    z = sample_posterior(key, state, model, x)
+    output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
+    return model.likelihood.mean(output)

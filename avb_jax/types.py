@@ -1,0 +1,72 @@
+"""The shapes that every other module shares. Imports nothing of ours."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class UserError(ValueError):
+    """A slip of the caller's, told in one line: the field, its value and the remedy."""
+
+
+class Players(NamedTuple):
+    """One thing per player of the game: networks, params, optimiser states, batch statistics, gradients.
+
+    A player that a method does not have is None, which is an empty pytree.
+    """
+
+    encoder: PyTree = None
+    decoder: PyTree = None
+    adversary: PyTree = None
+
+
+class Posterior(NamedTuple):
+    """A draw z ~ q(z|x), and the moments of q(.|x) where the encoder knows them."""
+
+    z: Array  # [..., B, Z]
+    mean: Array | None = None  # [B, Z]
+    std: Array | None = None  # [B, Z]
+
+
+class Draws(NamedTuple):
+    """What one step of Algorithm 1 samples (its lines 3 to 5)."""
+
+    x: Array  # [B, ...] data
+    noise: Array  # [B, N] the encoder's noise, N(0, I)
+    z_prior: Array  # [B, Z] latent codes from the prior p(z)
+
+
+class Terms(NamedTuple):
+    """The negative ELBO's two terms, per example and in nats."""
+
+    reconstruction: Array  # [B] -log p(x|z)
+    kl: Array  # [B] a one-sample estimate of KL(q(z|x), p(z)), or its closed form
+
+    @property
+    def elbo(self) -> Array:
+        """The evidence lower bound [B] at beta = 1, whatever beta was trained with."""
+        return -self.reconstruction - self.kl
+
+
+class State(NamedTuple):
+    """What a step carries to the next one. Holds no PRNG key: randomness is a function of (seed, step)."""
+
+    step: Array  # [] int32, how many steps were taken
+    params: Players
+    opt_state: Players
+    batch_stats: Players  # per player: its Flax collections other than 'params', e.g. {'batch_stats': ...}
+    average: Players | None  # exponential moving average of params; None where it is off
+
+
+class Info(NamedTuple):
+    """What a step is observed by, per example [B] and in nats unless said otherwise. Never fed back."""
+
+    elbo: Array
+    reconstruction: Array
+    kl: Array
+    beta: Array  # [] weight of the KL term in this step
+    adversary_loss: Array | None = None  # eq. 3.3 as a minimisation; 2 log 2 = 1.386 when T knows nothing
+    adversary_accuracy: Array | None = None  # share of the two pairs that T puts on the right side, in [0, 1]

@@ -1,0 +1,100 @@
+"""From a config to what it describes: data set, model, optimisers."""
+
+import flax.linen as nn
+import ml_collections
+import optax
+
+from avb_jax import Model, Players, StandardNormal, UserError, data, networks
+from avb_jax.data import Dataset
+from avb_jax.distributions import Bernoulli, Gaussian
+from avb_jax.methods import METHODS
+
+ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "silu": nn.silu, "tanh": nn.tanh}
+SCHEDULES = ("constant", "cosine")
+
+
+def methods(config: ml_collections.ConfigDict) -> dict:
+    """The methods that `config.method` names (several with commas between), by name."""
+    names = [name.strip() for name in config.method.split(",")]
+    return {name: _pick("method", name, METHODS) for name in names}
+
+
+def dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """The data set of `config.data`."""
+    return data.load(config.data.name, config.data.dir, config.data.binarize)
+
+
+def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ...]) -> Model:
+    """The players of a method for examples of this shape; every method gets the same decoder."""
+    likelihood = _pick("likelihood", config.likelihood, LIKELIHOODS)(config)
+    encoder, decoder, adversary = _pick("network.family", config.network.family, FAMILIES)(config, x_shape, likelihood)
+    gaussian = method == "vae"
+    head = networks.GaussianEncoder if gaussian else networks.BlackBoxEncoder
+    return Model(
+        networks=Players(head(encoder, config.latent_dim), decoder, None if gaussian else adversary),
+        prior=StandardNormal(config.latent_dim),
+        likelihood=likelihood,
+        noise_dim=config.latent_dim if gaussian else config.noise_dim,
+        beta=config.beta,
+        beta_warmup=config.beta_warmup,
+        adversary_steps=config.adversary_steps,
+        ema_decay=config.ema_decay,
+    )
+
+
+def optimizers(config: ml_collections.ConfigDict) -> Players:
+    """Adam for each player at its own rate, with the schedule and clipping of `config.optimizer`."""
+    options = config.optimizer
+    if options.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule={options.schedule!r}: must be one of {', '.join(SCHEDULES)}")
+
+    def adam(player: str, updates_per_step: int) -> optax.GradientTransformation:
+        rate, updates = options[f"{player}_rate"], config.steps * updates_per_step
+        if not rate > 0:
+            raise UserError(f"optimizer.{player}_rate={rate!r}: must be positive")
+        schedule = optax.cosine_decay_schedule(rate, max(updates, 1)) if options.schedule == "cosine" else rate
+        clip = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
+        return optax.chain(clip, optax.adam(schedule, b1=options.b1, b2=options.b2))
+
+    return Players(adam("encoder", 1), adam("decoder", 1), adam("adversary", config.adversary_steps))
+
+
+def _mlp(config, x_shape, likelihood):
+    widths, activation, rank = tuple(config.network.widths), _activation(config), len(x_shape)
+    adversary = networks.InnerProductAdversary(
+        networks.MLP(widths, activation, rank), networks.MLP(widths, activation), config.network.adversary_features,
+        config.network.minus_log_prior,
+    )  # fmt: skip
+    decoder = networks.MLPDecoder(x_shape, likelihood.parameters, widths, activation)
+    return networks.MLP(widths, activation, rank), decoder, adversary
+
+
+def _conv(config, x_shape, likelihood):
+    options, activation = config.network, _activation(config)
+
+    def trunk() -> networks.ConvNet:
+        return networks.ConvNet(options.channels, options.kernel_size, activation, options.batch_norm)
+
+    z_net = networks.MLP(tuple(options.z_widths), activation)
+    adversary = networks.InnerProductAdversary(trunk(), z_net, options.adversary_features, options.minus_log_prior)
+    decoder = networks.ConvDecoder(
+        x_shape, likelihood.parameters, options.channels, options.kernel_size, activation, options.decoder_batch_norm
+    )
+    return trunk(), decoder, adversary
+
+
+FAMILIES = {"mlp": _mlp, "conv": _conv}
+LIKELIHOODS = {
+    "bernoulli": lambda config: Bernoulli(),
+    "gaussian": lambda config: Gaussian(std=config.likelihood_std or None),
+}
+
+
+def _activation(config):
+    return _pick("network.activation", config.network.activation, ACTIVATIONS)
+
+
+def _pick(field: str, name: str, choices: dict):
+    if name not in choices:
+        raise UserError(f"{field}={name!r}: must be one of {', '.join(choices)}")
+    return choices[name]

@@ -1,0 +1,1 @@
+"""One flat page per experiment."""

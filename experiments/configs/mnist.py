@@ -1,0 +1,64 @@
+"""Handwritten digits with the DC-GAN family of section 4 (Figure 4).
+
+    python -m experiments.mnist --config=experiments/configs/mnist.py --config.data.dir=DIR --workdir=DIR
+    python -m experiments.mnist --config=experiments/configs/mnist.py:digits     scikit-learn's 8x8 digits, no files
+
+DIR holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (the same decoder, a Gaussian posterior), 'digits', 'digits_vae'.
+"""
+
+import ml_collections
+
+from experiments.launch import variant_of
+
+DIGITS = {
+    "data.name": "digits", "steps": 4000, "network.channels": 16, "network.kernel_size": 3, "log_every": 100,
+}  # fmt: skip
+VARIANTS = {"": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"}}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant: '', 'vae', 'digits' or 'digits_vae'."""
+    config = ml_collections.ConfigDict(
+        {
+            "method": "avb",
+            "steps": 6000,
+            "batch_size": 128,
+            "seed": 0,
+            "num_seeds": 1,
+            "latent_dim": 8,
+            "noise_dim": 32,
+            "parallel": "auto",
+            "likelihood": "bernoulli",
+            "likelihood_std": 0.0,
+            "beta": 1.0,
+            "beta_warmup": 0,
+            "adversary_steps": 1,
+            "ema_decay": 0.999,
+            "log_every": 50,
+            "checkpoint_every": 500,
+            "data": {"name": "mnist", "dir": "", "binarize": "dynamic"},
+            "network": {
+                "family": "conv",
+                "channels": 16,
+                "kernel_size": 5,
+                "activation": "leaky_relu",
+                "batch_norm": True,  # in encoder and adversary, as in the paper
+                "decoder_batch_norm": False,
+                "z_widths": (512,),  # the adversary's z-net: one hidden layer
+                "adversary_features": 512,
+                "minus_log_prior": True,
+            },
+            "optimizer": {
+                "encoder_rate": 3e-4,
+                "decoder_rate": 1e-3,
+                "adversary_rate": 1e-3,
+                "b1": 0.5,
+                "b2": 0.999,
+                "schedule": "cosine",
+                "clip": 0.0,
+            },
+            "evaluation": {"draws": 4, "chunk": 250},
+        }
+    )
+    config.update_from_flattened_dict(variant_of(VARIANTS, variant))
+    return config.lock()

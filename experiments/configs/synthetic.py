@@ -1,0 +1,60 @@
+"""The paper's synthetic example: Table 1 and Figure 3.
+
+    python -m experiments.synthetic                                                     2 minutes on 2 cores
+    python -m experiments.synthetic --config=experiments/configs/synthetic.py:full     15 minutes on 2 cores
+    python -m experiments.synthetic --config=experiments/configs/synthetic.py:paper    the paper's 512-unit networks
+"""
+
+import ml_collections
+
+from experiments.launch import variant_of
+
+VARIANTS = {
+    "": {},
+    "full": {"steps": 20_000, "num_seeds": 8, "log_every": 500, "checkpoint_every": 5000, "evaluation.samples": 100_000},
+    "paper": {"network.widths": (512, 512), "network.adversary_features": 512, "num_seeds": 1},
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant: '', 'full' or 'paper'."""
+    config = ml_collections.ConfigDict(
+        {
+            "method": "avb,vae",
+            "steps": 4000,
+            "batch_size": 256,
+            "seed": 0,
+            "num_seeds": 4,
+            "latent_dim": 2,
+            "noise_dim": 4,  # of AVB's encoder; the Gaussian one has latent_dim
+            "parallel": "auto",
+            "likelihood": "bernoulli",
+            "likelihood_std": 0.0,  # of a Gaussian likelihood; 0 learns it per pixel
+            "beta": 1.0,
+            "beta_warmup": 0,
+            "adversary_steps": 2,
+            "ema_decay": 0.0,
+            "log_every": 250,
+            "checkpoint_every": 1000,
+            "data": {"name": "four_points", "dir": "", "binarize": "none"},
+            "network": {
+                "family": "mlp",
+                "widths": (64, 64),
+                "activation": "relu",
+                "adversary_features": 64,
+                "minus_log_prior": True,
+            },
+            "optimizer": {
+                "encoder_rate": 1e-3,
+                "decoder_rate": 4e-3,
+                "adversary_rate": 2e-3,
+                "b1": 0.5,
+                "b2": 0.999,
+                "schedule": "cosine",
+                "clip": 0.0,  # of each player's gradient norm; 0 does not clip
+            },
+            "evaluation": {"samples": 20_000},  # draws for the ELBO and for the nearest-neighbour estimate
+        }
+    )
+    config.update_from_flattened_dict(variant_of(VARIANTS, variant))
+    return config.lock()

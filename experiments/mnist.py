@@ -1,0 +1,82 @@
+"""Handwritten digits: AVB or the VAE with convolutional networks; ELBO on held-out digits, samples, reconstructions.
+
+    python -m experiments.mnist --config=experiments/configs/mnist.py[:VARIANT] --config.data.dir=DIR --workdir=DIR
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from avb_jax import data, plotting, workdir
+from avb_jax.data import Dataset
+from avb_jax.evaluation.elbo import elbo_terms
+from avb_jax.players import Model
+from avb_jax.types import State
+from experiments import build, launch
+
+COLUMNS = 10
+SAMPLES = 100
+RECONSTRUCTIONS = 50
+
+
+def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Trains what the config names, with pictures at each checkpoint, and evaluates on the held-out digits."""
+    digits = build.dataset(config)
+    methods = build.methods(config)
+    launch.claim(config, folder)
+    results = {}
+    for name, method in methods.items():
+        model = build.model(config, name, digits.x_shape)
+        draw = functools.partial(save_figures, folder / "figures", name, method, model, digits)
+        method, model, states = launch.train(config, folder, name, digits, on_checkpoint=draw)
+        print(f"{name}: evaluating on {len(digits.test):,} held-out digits", flush=True)
+        results[name] = evaluate(method, model, states, digits, config)
+        workdir.write_results(folder, {name: results[name]})
+    for name, quantities in results.items():
+        print(f"\n{name}, held-out, nats per digit")
+        for quantity, number in quantities.items():
+            error = "" if number["standard_error"] is None else f" +- {number['standard_error']:.2f} over seeds"
+            print(f"  {quantity.replace('_', ' '):22}{number['mean']:>9.2f}{error}")
+        if name != "vae":
+            print("  (KL and ELBO are estimates that take T's word for the KL; they bound nothing)")
+    print(f"\nNumbers in {folder / 'results.json'}, pictures in {folder / 'figures'}")
+
+
+def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_collections.ConfigDict) -> dict[str, dict]:
+    """The ELBO and its terms on the held-out digits, in nats per digit, summarised over seeds."""
+    per_seed = []
+    for seed in range(config.num_seeds):
+        state = jax.tree.map(lambda a, s=seed: a[s], states)
+        key = jax.random.fold_in(jax.random.key(config.seed), seed)
+        terms = elbo_terms(
+            key, state, digits.test, method=method, model=model, binarize=digits.binarize, draws=config.evaluation.draws,
+            chunk=config.evaluation.chunk,
+        )  # fmt: skip
+        per_seed.append(
+            {"elbo": terms.elbo.mean(), "reconstruction_error": terms.reconstruction.mean(), "kl": terms.kl.mean()}
+        )
+    return {quantity: workdir.summary([float(seed[quantity]) for seed in per_seed]) for quantity in per_seed[0]}
+
+
+def save_figures(folder: pathlib.Path, name: str, method, model: Model, digits: Dataset, step: int, states: State) -> None:
+    """Samples, and reconstructions under their originals, of the first seed's run."""
+    state = jax.tree.map(lambda a: a[0], states)
+    originals, samples, reconstructions = _pictures(state, digits.test[:RECONSTRUCTIONS], method, model, digits.binarize)
+    plotting.save_images(folder / f"{name}_samples_{step:06}.png", samples, COLUMNS)
+    pairs = plotting.interleave(np.asarray(originals), np.asarray(reconstructions), COLUMNS)
+    plotting.save_images(folder / f"{name}_reconstructions_{step:06}.png", pairs, COLUMNS)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
+def _pictures(state: State, images, method, model: Model, binarize: str):
+    data_key, sample_key, posterior_key = jax.random.split(jax.random.key(0), 3)
+    x = data.to_pixels(data_key, jnp.asarray(images), binarize)
+    return x, method.sample(sample_key, state, model, SAMPLES), method.reconstruct(posterior_key, state, model, x)
+
+
+if __name__ == "__main__":
+    launch.run("mnist", main)

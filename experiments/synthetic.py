@@ -1,0 +1,136 @@
+"""Table 1 and Figure 3 of the paper: AVB and the Gaussian VAE on four data points, with exact numbers.
+
+    python -m experiments.synthetic [--config=experiments/configs/synthetic.py[:full|:paper]] [--workdir=DIR]
+"""
+
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from avb_jax import UserError, data, plotting, workdir
+from avb_jax.data import Dataset
+from avb_jax.evaluation import knn, quadrature
+from avb_jax.evaluation.elbo import elbo_terms
+from avb_jax.players import Model, decode, encode, evaluation_params
+from avb_jax.types import Array, State
+from experiments import build, launch
+
+PAPER = {  # Table 1 of Mescheder et al. (2017)
+    "avb": {"log_likelihood": -1.462, "reconstruction_error": 0.021, "elbo": -1.483, "kl_aggregated_posterior": 0.028},
+    "vae": {"log_likelihood": -1.593, "reconstruction_error": 0.091, "elbo": -1.700, "kl_aggregated_posterior": 0.175},
+}
+ROWS = {
+    "log_likelihood": "log-likelihood",
+    "reconstruction_error": "reconstruction error",
+    "elbo": "ELBO",
+    "elbo_knn": "ELBO, KL by k-NN",
+    "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
+    "kl_aggregated_posterior_quadrature": "KL(q(z), p(z)), grid",
+}
+CODES = 2000  # per data point, in Figure 3
+
+
+def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Trains what the config names, then prints Table 1 and draws Figure 3."""
+    if config.latent_dim not in quadrature.POINTS:
+        raise UserError(f"latent_dim={config.latent_dim}: the log-likelihood's quadrature serves 1 to 3 latents")
+    points = build.dataset(config)
+    launch.claim(config, folder)
+    results, codes = {}, {}
+    for name in build.methods(config):
+        method, model, states = launch.train(config, folder, name, points)
+        print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
+        seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
+        per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
+        results[name] = {q: workdir.summary([values[q] for values in per_seed]) for q in per_seed[0]}
+        draws = posterior_draws(model, seeds[0], points, CODES, config.seed)
+        codes[f"{name.upper()}, log-likelihood {per_seed[0]['log_likelihood']:.3f}"] = draws
+    workdir.write_results(folder, results)
+    print(table(results, config.num_seeds))
+    print(f"\nOptimal log-likelihood -log 4 = {-math.log(4):.3f}. Numbers in {folder / 'results.json'}", flush=True)
+    if config.latent_dim == 2:
+        figure = folder / "figures" / "figure_3.png"
+        plotting.save_latent_codes(figure, codes, [str(i + 1) for i in range(len(points.train))])
+        print(f"Figure 3 in {figure}")
+
+
+def evaluate(
+    method, model: Model, state: State, points: Dataset, config: ml_collections.ConfigDict, seed: int
+) -> dict[str, float]:
+    """The quantities of Table 1 for one run, in nats."""
+    count = config.evaluation.samples // len(points.train)
+    key = jax.random.fold_in(jax.random.key(config.seed), seed)
+    terms = jax.tree.map(
+        jnp.mean, elbo_terms(key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize)
+    )
+    z = posterior_draws(model, state, points, count, config.seed + seed + 1)
+    prior = np.asarray(model.prior.sample(jax.random.fold_in(key, 1), (count * len(points.train),)))
+    numbers = {
+        "log_likelihood": float(log_likelihood(state, model, pixels(points)).mean()),
+        "reconstruction_error": float(terms.reconstruction),
+        "elbo": float(terms.elbo),
+        "kl_aggregated_posterior": knn.kl_divergence(z.reshape(-1, config.latent_dim), prior),
+    }
+    kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
+    numbers["elbo_knn"] = -numbers["reconstruction_error"] - float(np.mean(kl_per_point))
+    posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
+    if posterior.mean is not None:  # q(z) is a mixture of Gaussians
+        kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
+        numbers["kl_aggregated_posterior_quadrature"] = float(kl)
+    return numbers
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def log_likelihood(state: State, model: Model, points: Array) -> Array:
+    """Log p(x) of each point [N] in nats, by quadrature."""
+
+    def log_prob(z: Array) -> Array:
+        output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
+        return jax.vmap(lambda x: model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))), 0, 1)(points)
+
+    return quadrature.log_likelihood(log_prob, model.prior)
+
+
+def posterior_draws(model: Model, state: State, points: Dataset, count: int, seed: int) -> np.ndarray:
+    """Draws [N, count, Z] from q(z|x) of each point."""
+    noise = jax.random.normal(jax.random.key(seed), (count, len(points.train), model.noise_dim))
+    draw = jax.jit(jax.vmap(lambda n: _posterior(model, state, points, n).z, 0, 1))
+    return np.asarray(draw(noise))
+
+
+def _posterior(model: Model, state: State, points: Dataset, noise: Array):
+    params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
+    return encode(model, params, stats, pixels(points), noise, train=False)[0]
+
+
+def pixels(points: Dataset) -> Array:
+    """The data points [N, ...] as the networks see them."""
+    return data.to_pixels(jax.random.key(0), jnp.asarray(points.train), points.binarize)
+
+
+def table(results: dict[str, dict[str, dict]], num_seeds: int) -> str:
+    """Table 1 as text, the paper's numbers beside ours."""
+    header = f"{'':24}" + "".join(f"{name.upper():>20}{'paper':>9}" for name in results)
+    lines = [f"\nTable 1: nats, mean over {num_seeds} seeds +- standard error", header]
+    for quantity, label in ROWS.items():
+        if not any(quantity in quantities for quantities in results.values()):
+            continue
+        line = f"{label:24}"
+        for name, quantities in results.items():
+            number, paper = quantities.get(quantity), PAPER.get(name, {}).get(quantity)
+            error = "" if not number or number["standard_error"] is None else f" +- {number['standard_error']:.4f}"
+            line += f"{number['mean']:>10.4f}{error:10}" if number else " " * 20
+            line += f"{paper:>9.3f}" if paper is not None else " " * 9
+        lines.append(line.rstrip())
+    if "avb" in results:
+        lines.append("AVB's ELBO takes its KL from T and is an estimate; the k-NN one does not use T.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    launch.run("synthetic", main)
