@@ -24,8 +24,8 @@ class Interrupted(Exception):
 def fit(
     method, model: Model, optimizers: Players, dataset: Dataset, *, steps: int, batch_size: int, seed: int = 0,
     num_seeds: int = 1, mode: str = "auto", devices: list | None = None, log_every: int = 100, checkpoint_every: int = 1000,
-    workdir: str | pathlib.Path | None = None, name: str | None = None, on_checkpoint: Callable[[int, State], None] | None = None,
-    quiet: bool = False,
+    workdir: str | pathlib.Path | None = None, name: str | None = None,
+    on_checkpoint: Callable[[int, State], None] | None = None, quiet: bool = False,
 ) -> State:
     """Trains a method, from its latest checkpoint where there is one.
 
@@ -54,7 +54,7 @@ def fit(
       UserError: a slip in the arguments, or a loss that is not finite.
       Interrupted: SIGINT or SIGTERM came; the State was saved first.
     """
-    counts = dict(batch_size=batch_size, num_seeds=num_seeds, log_every=log_every, checkpoint_every=checkpoint_every)
+    counts = {"batch_size": batch_size, "num_seeds": num_seeds, "log_every": log_every, "checkpoint_every": checkpoint_every}
     for field, value in counts.items():
         if value < 1:
             raise UserError(f"{field}={value}: must be at least 1")
@@ -83,7 +83,7 @@ def fit(
             progress.note(f"{name}: {'finished' if start >= steps else 'continues'} at step {start} of {steps}")
         stop = stack.enter_context(_stop_requests(progress))
 
-        clock = time.monotonic()
+        clock, compiled = time.monotonic(), set()
         state, running = blocks.place(state), None
         while step < steps and not stop:
             length = min(log_every - step % log_every, steps - step)
@@ -98,7 +98,9 @@ def fit(
                     at, count, means = report[0], report[1], metrics.as_numbers(report[2])
                     metrics.check_finite(name, at, means)
                     now = time.monotonic()
-                    rate, clock = count * batch_size * num_seeds / (now - clock), now
+                    rate = count * batch_size * num_seeds / (now - clock) if count in compiled else None
+                    compiled.add(count)  # the first block of a length is compiled, which is no rate to report
+                    clock = now
                     progress.show(at, means, rate)
                     if writer is not None:
                         writer.write(at, means, rate)
@@ -122,7 +124,7 @@ def initial_state(method, model: Model, optimizers: Players, dataset: Dataset, s
     """The State before the first step, every array with a leading axis of seeds."""
     x = jnp.zeros((2, *dataset.x_shape))
     root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
-    keys = jax.random.split(root, num_seeds)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(num_seeds))
     return jax.jit(jax.vmap(lambda key: method.init(key, model, optimizers, x)))(keys)
 
 

@@ -53,8 +53,8 @@ class Writer:
             return False  # the line that was being written when the run was killed
         return entry["method"] != self._name or entry["step"] <= start
 
-    def write(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float) -> None:
-        """One line: the means over seeds by name, and per seed where there are several."""
+    def write(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
+        """One line: the means over seeds by name, and per seed where there are several; no rate where compiling took part."""
         means = {name: float(values.mean()) for name, values in numbers.items()}
         line = {"method": self._name, "step": step, **means, "examples_per_second": examples_per_second}
         if len(numbers["elbo"]) > 1:
@@ -82,10 +82,11 @@ class Progress:
         )  # fmt: skip
         self._bar.set_postfix_str("compiling")
 
-    def show(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float) -> None:
+    def show(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
         """The latest numbers."""
         parts = [f"{label} {numbers[field].mean():.4g}" for field, label in _LABELS.items() if field in numbers]
-        text = "  ".join([*parts, f"{examples_per_second:,.0f} examples/s"])
+        parts += [f"{examples_per_second:,.0f} examples/s"] if examples_per_second else []
+        text = "  ".join(parts)
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._lines:

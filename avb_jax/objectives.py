@@ -8,7 +8,7 @@ first argument alone is what holds them fixed.
 import jax
 import jax.numpy as jnp
 
-from avb_jax import divergences, distributions, players
+from avb_jax import distributions, divergences, players
 from avb_jax.players import Model
 from avb_jax.types import Array, Draws, Players, Posterior, PyTree, Terms, UserError
 

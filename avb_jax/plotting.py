@@ -48,13 +48,14 @@ def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: 
       codes: by title, draws [points, draws, 2] from q(z|x).
       labels: one per data point.
     """
-    figure = Figure(figsize=(4.2 * len(codes), 4.9), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(codes), 5.3), layout="constrained")
     panels = figure.subplots(1, len(codes), squeeze=False, sharex=True, sharey=True)[0]
     for panel, (title, z) in zip(panels, codes.items(), strict=True):
         for i, (label, draws) in enumerate(zip(labels, z, strict=True)):
             panel.scatter(*draws.T, s=2, alpha=0.5, linewidths=0, color=_COLOURS[i % len(_COLOURS)], label=label)
         panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
-        panel.set(title=title, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$")
+        panel.set_title(title, fontsize=11)
+        panel.set( xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$")
     panels[0].set_ylabel("$z_2$")
     handles, names = panels[0].get_legend_handles_labels()
     legend = figure.legend(

@@ -1,7 +1,7 @@
 """Integrals over latents of 1 to 3 dimensions on a regular grid: exact up to the grid's spacing."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

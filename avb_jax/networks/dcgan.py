@@ -1,7 +1,7 @@
 """The DC-GAN family (Radford et al. 2015; section 4) for images of any size: five layers, four of them hidden.
 
 `channels` counts the first hidden layer's features; deeper layers double them up to 8 times. A layer halves the
-resolution as long as its shorter side stays at least 4 pixels: 64 -> 32, 16, 8, 4; 28 -> 14, 7, 4, 4; 8 -> 4, 4, 4, 4.
+resolution as long as its shorter side stays at least 2 pixels: 64 -> 32, 16, 8, 4; 28 -> 14, 7, 4, 2; 8 -> 4, 2, 2, 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.types import Array
 
 DEPTH = 4
-SMALLEST = 4
+SMALLEST = 2
 
 
 def layer_sizes(height: int, width: int) -> list[tuple[int, int]]:

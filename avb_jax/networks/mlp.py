@@ -1,7 +1,7 @@
 """Fully connected networks (section 4, the synthetic example)."""
 
-from collections.abc import Callable, Sequence
 import math
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "method": "avb",
-            "steps": 6000,
+            "steps": 9000,
             "batch_size": 128,
             "seed": 0,
             "num_seeds": 1,

@@ -11,8 +11,11 @@ from experiments.launch import variant_of
 
 VARIANTS = {
     "": {},
-    "full": {"steps": 20_000, "num_seeds": 8, "log_every": 500, "checkpoint_every": 5000, "evaluation.samples": 100_000},
-    "paper": {"network.widths": (512, 512), "network.adversary_features": 512, "num_seeds": 1},
+    "full": {"steps": 16_000, "num_seeds": 8, "log_every": 500, "checkpoint_every": 4000, "evaluation.samples": 100_000},
+    "paper": {
+        "network.widths": (512, 512), "network.adversary_features": 512, "num_seeds": 1, "steps": 3000, "log_every": 100,
+        "optimizer.encoder_rate": 5e-4, "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 1e-3,
+    },
 }
 
 
@@ -21,7 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "method": "avb,vae",
-            "steps": 4000,
+            "steps": 2500,
             "batch_size": 256,
             "seed": 0,
             "num_seeds": 4,
@@ -32,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "likelihood_std": 0.0,  # of a Gaussian likelihood; 0 learns it per pixel
             "beta": 1.0,
             "beta_warmup": 0,
-            "adversary_steps": 2,
+            "adversary_steps": 3,
             "ema_decay": 0.0,
             "log_every": 250,
             "checkpoint_every": 1000,
@@ -45,9 +48,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "minus_log_prior": True,
             },
             "optimizer": {
-                "encoder_rate": 1e-3,
-                "decoder_rate": 4e-3,
-                "adversary_rate": 2e-3,
+                "encoder_rate": 2e-3,
+                "decoder_rate": 8e-3,
+                "adversary_rate": 4e-3,
                 "b1": 0.5,
                 "b2": 0.999,
                 "schedule": "cosine",

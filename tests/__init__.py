@@ -1,0 +1,1 @@
+"""Tests mirror the modules, plus end-to-end runs."""

@@ -1,0 +1,170 @@
+"""Every config builds, and every field of a config changes something."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avb_jax import UserError, fit
+from avb_jax.methods import METHODS
+from experiments import build
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = {path.stem: importlib.import_module(f"experiments.configs.{path.stem}") for path in sorted(
+    (ROOT / "experiments" / "configs").glob("[a-z]*.py"))}
+ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_every_config_builds(name, variant):
+    """Networks, likelihood, optimisers and one abstract step of each method; nothing is computed."""
+    config = CONFIGS[name].get_config(variant)
+    shape = {"four_points": (2, 2), "digits": (8, 8), "mnist": (28, 28)}[config.data.name]
+    for method, functions in build.methods(config).items():
+        model, optimizers = build.model(config, method, shape), build.optimizers(config)
+        x = jnp.zeros((4, *shape))
+
+        def step(model=model, optimizers=optimizers, functions=functions, x=x):
+            state = functions.init(jax.random.key(0), model, optimizers, x)
+            return functions.train_step(jax.random.key(0), state, x, model=model, optimizers=optimizers)
+
+        state, info = jax.eval_shape(step)
+        assert info.elbo.shape == (4,)
+        assert state.step.shape == ()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_contract_fields(name):
+    config = CONFIGS[name].get_config()
+    for field in ("steps", "batch_size", "seed", "num_seeds", "latent_dim", "method", "parallel"):
+        assert field in config
+    assert {"name", "dir"} <= set(config.data)
+    with pytest.raises(AttributeError):
+        config.stepz = 1
+    with pytest.raises(UserError, match="no such variant"):
+        CONFIGS[name].get_config("nope")
+
+
+# What each field does to four steps of training on its own config in small. Each value differs from the base's.
+BASE = {
+    "steps": 4, "batch_size": 8, "log_every": 2, "num_seeds": 1, "noise_dim": 3, "adversary_steps": 1, "ema_decay": 0.5,
+    "beta_warmup": 0, "data.name": "digits", "data.binarize": "none", "network.activation": "relu", "parallel": "jit",
+    "optimizer.schedule": "cosine", "likelihood": "gaussian", "optimizer.encoder_rate": 1e-3,
+    "optimizer.decoder_rate": 1e-3, "optimizer.adversary_rate": 1e-3, "latent_dim": 3, "likelihood_std": 0.5,
+}  # fmt: skip
+SMALL = {
+    "synthetic": {"network.widths": (8,), "network.adversary_features": 4},
+    "mnist": {"network.channels": 2, "network.kernel_size": 3, "network.z_widths": (8,), "network.adversary_features": 4},
+}
+CHANGES = {
+    "steps": 5, "batch_size": 16, "seed": 1, "latent_dim": 2, "noise_dim": 4, "likelihood": "bernoulli",
+    "likelihood_std": 0.3, "beta": 0.5, "beta_warmup": 3, "adversary_steps": 2, "ema_decay": 0.9, "data.binarize": "dynamic",
+    "data.name": "four_points", "network.widths": (9,), "network.activation": "tanh", "network.adversary_features": 5,
+    "network.minus_log_prior": False, "network.channels": 3, "network.kernel_size": 5, "network.batch_norm": False,
+    "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
+    "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
+    "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2, "parallel": "pmap",
+}  # fmt: skip
+# Fields whose effect lies outside a run's numbers; each is named where it is tested.
+ELSEWHERE = {
+    "data.dir": "test_data", "log_every": "test_experiments (lines of metrics.jsonl)",
+    "checkpoint_every": "test_experiments (names of figures)", "evaluation.samples": "test_evaluation",
+    "evaluation.draws": "test_evaluation", "evaluation.chunk": "test_evaluation",
+}  # fmt: skip
+
+
+def outcome(config):
+    """A fingerprint of four steps: every evaluation param of every seed."""
+    method = config.method.split(",")[0]
+    dataset = build.dataset(config)
+    state = fit(
+        METHODS[method], build.model(config, method, dataset.x_shape), build.optimizers(config), dataset, steps=config.steps,
+        batch_size=config.batch_size, seed=config.seed, num_seeds=config.num_seeds, mode=config.parallel,
+        log_every=config.log_every, quiet=True,
+    )  # fmt: skip
+    leaves = jax.tree.leaves((state.params, state.average))
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
+
+
+def small(name, **changes):
+    config = CONFIGS[name].get_config()
+    config.update_from_flattened_dict({**BASE, **SMALL[name], **changes})
+    return config
+
+
+def flat_fields(config, prefix=""):
+    for field, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat_fields(value, f"{prefix}{field}.")
+        else:
+            yield prefix + field
+
+
+def test_every_field_is_accounted_for():
+    for name in CONFIGS:
+        for field in flat_fields(CONFIGS[name].get_config()):
+            assert field in CHANGES or field in ELSEWHERE, (name, field)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_field_changes_something(name):
+    base = outcome(small(name))
+    np.testing.assert_array_equal(base, outcome(small(name)))  # and nothing changes without a change
+    for field in flat_fields(CONFIGS[name].get_config()):
+        if field in ELSEWHERE or field == "network.family":
+            continue
+        changes = {field: CHANGES[field]}
+        if field == "parallel":  # under pmap every device draws noise of its own
+            changes["batch_size"] = base_batch = BASE["batch_size"]
+            assert base_batch % len(jax.devices()) == 0
+        changed = outcome(small(name, **changes))
+        assert changed.shape != base.shape or not np.allclose(changed, base, rtol=1e-6, atol=0), field
+
+
+def test_network_family_is_checked():
+    config = small("synthetic", **{"network.family": "transformer"})
+    with pytest.raises(UserError, match=r"network\.family='transformer': must be one of mlp, conv"):
+        build.model(config, "avb", (2, 2))
+
+
+# The order of the design: a module imports only from those before it.
+ORDER = [
+    "types", "distributions", "divergences", "players", "objectives", "methods", "networks", "data", "parallel", "evaluation",
+    "checkpoints", "metrics", "plotting", "workdir", "loop",
+]  # fmt: skip
+
+
+def imported(path):
+    """The modules of avb_jax that a file imports, by the first name below the package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("avb_jax", "experiments"):
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            assert parts[0] == "avb_jax" or "experiments" in str(path), path
+
+
+def test_imports_go_up_the_list():
+    for path in (ROOT / "avb_jax").rglob("*.py"):
+        module = path.relative_to(ROOT / "avb_jax").parts[0].removesuffix(".py")
+        if module == "__init__":
+            continue
+        for other in imported(path):
+            assert other == module or ORDER.index(other) < ORDER.index(module), (path, other)
+    for networks_file in (ROOT / "avb_jax" / "networks").glob("*.py"):
+        assert set(imported(networks_file)) <= {"types", "networks"}, "networks know only flax"
+    for data_file in (ROOT / "avb_jax" / "data").glob("*.py"):
+        assert set(imported(data_file)) <= {"types", "data"}, "data knows no methods"
+
+
+def test_one_place_each_for_orbax_and_devices():
+    for path in [*(ROOT / "avb_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        text, name = path.read_text(), path.name
+        assert name == "checkpoints.py" or not re.search(r"^\s*(import|from) orbax", text, re.M), path
+        assert name == "parallel.py" or not re.search(r"jax\.(pmap|device_put|make_mesh)|NamedSharding|lax\.pmean", text), path
+        assert not re.search(r"^\s*(import|from) tensorflow\b", text, re.M), path

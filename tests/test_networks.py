@@ -1,0 +1,85 @@
+"""The networks of section 4: what they promise beyond their shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avb_jax import Posterior, networks
+from avb_jax.networks.dcgan import layer_sizes
+from tests.conftest import small_model
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (64, 64, 3), (5, 9), (2, 2)])
+def test_the_conv_family_takes_images_of_any_size(shape):
+    """Shapes by abstract evaluation: nothing is computed."""
+    x, z, noise = jnp.zeros((3, *shape)), jnp.zeros((3, 7)), jnp.zeros((3, 4))
+    key = jax.random.key(0)
+    encoder = networks.BlackBoxEncoder(networks.ConvNet(4), 7)
+    assert jax.eval_shape(lambda: encoder.init_with_output(key, x, noise)[0]).shape == (3, 7)
+    decoder = networks.ConvDecoder(shape, 2, 4)
+    assert jax.eval_shape(lambda: decoder.init_with_output(key, z)[0]).shape == (3, *shape, 2)
+    adversary = networks.InnerProductAdversary(networks.ConvNet(4), networks.MLP((16,)))
+    both = jnp.zeros((2, 3, 7))
+    assert jax.eval_shape(lambda: adversary.init_with_output(key, x, both)[0]).shape == (2, 3)
+
+
+def test_layer_sizes():
+    assert layer_sizes(64, 64) == [(64, 64), (32, 32), (16, 16), (8, 8), (4, 4)]
+    assert layer_sizes(28, 28) == [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2)]
+    assert layer_sizes(8, 8) == [(8, 8), (4, 4), (2, 2), (2, 2), (2, 2)]
+
+
+def test_noise_enters_every_hidden_layer_through_its_own_projection():
+    trunk = networks.ConvNet(channels=2, kernel_size=3)
+    x, noise = jax.random.uniform(jax.random.key(0), (4, 8, 8)), jax.random.normal(jax.random.key(1), (4, 5))
+    variables = trunk.init(jax.random.key(2), x, noise)
+    projections = [name for name in variables["params"] if name.startswith("noise_")]
+    assert len(projections) == 4
+    for name in projections:  # with the others at zero, each alone still carries the noise to the output
+        silent = {n: jax.tree.map(lambda w, keep=(n == name): w * keep, variables["params"][n]) for n in projections}
+        params = {**variables["params"], **silent}
+        one, two = (trunk.apply({**variables, "params": params}, x, s * noise) for s in (1.0, -1.0))
+        assert not np.allclose(one, two), name
+
+
+def test_batch_normalisation_is_where_the_paper_has_it_and_can_be_turned_off():
+    def statistics(module, *inputs):
+        return "batch_stats" in jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+
+    x, z, noise = jnp.zeros((2, 8, 8)), jnp.zeros((2, 3)), jnp.zeros((2, 5))
+    assert statistics(networks.ConvNet(2), x, noise)
+    assert not statistics(networks.ConvNet(2, batch_norm=False), x, noise)
+    assert not statistics(networks.ConvDecoder((8, 8), 1, 2), z)
+    assert statistics(networks.ConvDecoder((8, 8), 1, 2, batch_norm=True), z)
+
+
+def test_inner_product_adversary_treats_each_z_alike():
+    model = small_model("avb", conv=True)
+    adversary = model.networks.adversary
+    x, z = jax.random.uniform(jax.random.key(0), (4, 6, 6)), jax.random.normal(jax.random.key(1), (2, 4, 3))
+    variables = adversary.init(jax.random.key(2), x, z[0])
+    together = adversary.apply(variables, x, z)
+    np.testing.assert_allclose(together, jnp.stack([adversary.apply(variables, x, part) for part in z]), rtol=1e-4, atol=1e-6)
+
+
+def test_minus_log_prior_adds_half_the_square():
+    x, z = jnp.ones((4, 2, 2)), jax.random.normal(jax.random.key(1), (4, 3))
+    nets = networks.MLP((8,), input_rank=2), networks.MLP((8,))
+    plain = networks.InnerProductAdversary(*nets, features=5)
+    variables = plain.init(jax.random.key(2), x, z)
+    offset = networks.InnerProductAdversary(*nets, features=5, minus_log_prior=True)
+    difference = offset.apply(variables, x, z) - plain.apply(variables, x, z)
+    np.testing.assert_allclose(difference, 0.5 * (z**2).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_gaussian_encoder_tells_its_moments():
+    model = small_model("vae")
+    x = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (1, 6, 6)), (20_000, 6, 6))
+    noise = jax.random.normal(jax.random.key(1), (20_000, 3))
+    encoder = model.networks.encoder
+    posterior = encoder.apply(encoder.init(jax.random.key(2), x[:1], noise[:1]), x, noise)
+    assert isinstance(posterior, Posterior)
+    error = posterior.std[0] / np.sqrt(len(x))
+    np.testing.assert_array_less(jnp.abs(posterior.z.mean(0) - posterior.mean[0]), 4 * error)
+    np.testing.assert_allclose(posterior.z.std(0), posterior.std[0], rtol=4 / np.sqrt(2 * len(x)))

@@ -1,0 +1,120 @@
+"""The multi-device gradient against one device's full batch, with SGD (Adam would hide a factor)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from avb_jax import Players, UserError, objectives, parallel, players
+from avb_jax.data import from_arrays
+from avb_jax.loop import fit, initial_state
+from avb_jax.methods import METHODS, avb
+from tests.conftest import small_model
+
+BATCH = 8
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-6}
+
+
+@pytest.fixture
+def dataset():
+    """Thirty-two 6x6 images; binarisation off, so that noise is all that is drawn."""
+    return from_arrays(np.random.default_rng(0).random((32, 6, 6), np.float32))
+
+
+def one_block(dataset, model, optimizers, mode, devices, method=avb, steps=1, num_seeds=1):
+    """The State after a block of steps of seed 0, and before it."""
+    state = initial_state(method, model, optimizers, dataset, 0, num_seeds)
+    before = jax.tree.map(np.asarray, state)
+    blocks = parallel.compile_blocks(
+        method.train_step, model, optimizers, dataset.train, "none", mode=mode, batch_size=BATCH, num_seeds=num_seeds,
+        devices=jax.devices()[:devices],
+    )  # fmt: skip
+    indices = np.arange(num_seeds * steps * BATCH, dtype=np.int32).reshape(num_seeds, steps, BATCH) % len(dataset.train)
+    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(5), s))(jnp.arange(num_seeds))
+    after, info = blocks.run(keys, blocks.place(state), indices)
+    return before, jax.tree.map(np.asarray, blocks.gather(after)), info
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **TOLERANCE), a, b)
+
+
+@pytest.mark.parametrize(("method", "conv", "count"), [("avb", True, 4), ("avb", False, 2), ("vae", True, 2)])
+def test_sharded_is_one_device(dataset, sgd, count, method, conv):
+    """A whole step, batch statistics and randomness included."""
+    model = small_model(method, conv=conv, ema_decay=0.9)
+    _, one, info = one_block(dataset, model, sgd, "jit", 1, METHODS[method])
+    _, many, info_many = one_block(dataset, model, sgd, "sharded", count, METHODS[method])
+    assert_close(one, many)
+    assert_close(info, info_many)
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["mlp", "conv"])
+def test_pmap_takes_the_full_batch_gradient(dataset, sgd, conv):
+    """Each device draws noise of its own: the full batch is made of the devices' draws put together."""
+    count, model = 4, small_model("avb", conv=conv)
+    before, after, info = one_block(dataset, model, sgd, "pmap", count)
+    before, after = (jax.tree.map(lambda a: a[0], tree) for tree in (before, after))
+
+    _, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0))
+    shares = dataset.train[:BATCH].reshape(count, BATCH // count, 6, 6)
+    draws = [players.draw(jax.random.fold_in(step_key, d), model, jnp.asarray(shares[d])) for d in range(count)]
+    draws = jax.tree.map(lambda *parts: jnp.concatenate(parts), *draws)
+    params, stats = before.params, before.batch_stats
+    gradients, (terms, z, new_stats) = jax.grad(objectives.negative_elbo_adversarial, has_aux=True)(
+        params._replace(adversary=None), params.adversary, stats, draws, model=model
+    )
+    gradient, (_, _, adversary_stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+        params.adversary, stats, draws, z, model=model
+    )
+    expected = jax.tree.map(lambda p, g: p - g, params, gradients._replace(adversary=gradient))
+    assert_close(after.params, expected)
+    assert_close(after.batch_stats, new_stats._replace(adversary=adversary_stats))
+    np.testing.assert_allclose(info.elbo[0], terms.elbo.mean(), rtol=1e-4)
+
+
+def test_pmap_checkpoints_are_anyone_s(dataset, sgd):
+    """The state that pmap gathers has the structure and shapes of one device's."""
+    model, adam = small_model("avb", conv=True), Players(*[optax.adam(1e-3)] * 3)
+    del sgd
+    _, one, _ = one_block(dataset, model, adam, "jit", 1)
+    _, many, _ = one_block(dataset, model, adam, "pmap", 4)
+    assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, many)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
+    model = small_model("avb")
+    _, together, _ = one_block(dataset, model, sgd, mode, 4, num_seeds=2)
+    _, alone, _ = one_block(dataset, model, sgd, mode, 4, num_seeds=1)
+    assert_close(jax.tree.map(lambda a: a[:1], together), alone)
+    leaf = jax.tree.leaves(together.params)[-1]
+    assert not np.allclose(leaf[0], leaf[1])
+
+
+def test_whole_runs_agree_on_any_device_count(dataset):
+    """The same training run on 1, 2 and 4 devices, with two adversary steps and several seeds."""
+    optimizers, model = Players(*[optax.sgd(0.05)] * 3), small_model("avb", conv=True, adversary_steps=2)
+    runs = [
+        fit(
+            avb, model, optimizers, dataset._replace(binarize="dynamic"), steps=10, batch_size=BATCH, num_seeds=2,
+            log_every=4, mode="sharded", devices=jax.devices()[:count], quiet=True,
+        )
+        for count in (1, 2, 4)
+    ]  # fmt: skip
+    for run in runs[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), runs[0], run)
+
+
+def test_resolve():
+    devices = jax.devices()
+    assert len(devices) == 4
+    assert parallel.resolve("auto", 8, devices) == ("sharded", devices)
+    assert parallel.resolve("auto", 8, devices[:1]) == ("jit", devices[:1])
+    assert parallel.resolve("jit", 7, devices) == ("jit", devices[:1])
+    for mode in ("auto", "pmap", "sharded"):
+        with pytest.raises(UserError, match="batch_size=6: not divisible by the 4 devices"):
+            parallel.resolve(mode, 6, devices)
+    with pytest.raises(UserError, match="parallel='magic'"):
+        parallel.resolve("magic", 8, devices)
