@@ -32,8 +32,7 @@ def restore(checkpointer: ocp.training.Checkpointer, like: State) -> State | Non
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     try:
         return checkpointer.load(step, abstract)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, KeyError, TypeError) as error:  # Orbax's message holds both trees, thousands of characters
         raise UserError(
-            f"{checkpointer.directory}: the state of step {step} does not fit this model ({reason}); use another --workdir"
-        ) from None
+            f"{checkpointer.directory}: the state of step {step} does not fit this model and its optimisers; use another workdir"
+        ) from error

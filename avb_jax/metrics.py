@@ -81,6 +81,8 @@ class Progress:
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
         )  # fmt: skip
         self._bar.set_postfix_str("compiling")
+        if self._lines:
+            print(f"{name} compiling", file=sys.stderr, flush=True)
 
     def show(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
         """The latest numbers."""

@@ -75,6 +75,7 @@ ELSEWHERE = {
     "data.dir": "test_data", "log_every": "test_experiments (lines of metrics.jsonl)",
     "checkpoint_every": "test_experiments (names of figures)", "evaluation.samples": "test_evaluation",
     "evaluation.draws": "test_evaluation", "evaluation.chunk": "test_evaluation",
+    "evaluation.importance_images": "test_experiments", "evaluation.importance_samples": "test_evaluation",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from avb_jax import Players, StandardNormal, UserError
 from avb_jax.distributions import normal_log_prob
-from avb_jax.evaluation import knn, quadrature
+from avb_jax.evaluation import importance, knn, quadrature
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.methods import METHODS, avb
 from tests import gaussian
@@ -85,6 +85,23 @@ def test_knn_refuses_what_has_no_density():
         knn.kl_divergence(np.zeros((5, 2)), np.zeros((50, 2)))
     with pytest.raises(UserError, match="shapes"):
         knn.kl_divergence(np.zeros((50, 3)), np.zeros((50, 2)))
+
+
+def test_importance_sampling_of_a_linear_gaussian_model():
+    """p(x) = N(0, w^2 + sigma^2) in each dimension, although the encoder is not the posterior."""
+    model = gaussian.model()
+    x = jax.random.normal(jax.random.key(0), (50, 2))
+    state = avb.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), x)
+    arguments = {"model": model, "inflation": 1.5}
+    estimate = importance.log_likelihood(jax.random.key(1), state, x, **arguments, samples=20_000)
+    variance = state.params.decoder["w"] ** 2 + gaussian.SIGMA**2
+    expected = jnp.sum(normal_log_prob(x, 0.0, 0.5 * jnp.log(variance)), axis=-1)
+    errors = 1 / np.sqrt(np.asarray(estimate.effective_sample_size))  # of the log-mean weight, to first order
+    np.testing.assert_array_less(jnp.abs(estimate.log_likelihood - expected), 5 * errors)
+    few = importance.log_likelihood(jax.random.key(2), state, x, **arguments, samples=4)
+    assert few.log_likelihood.mean() < estimate.log_likelihood.mean()  # a lower bound that rises with the samples
+    again = importance.log_likelihood(jax.random.key(1), state, x, **arguments, samples=20_000, chunk=7)
+    np.testing.assert_allclose(again.log_likelihood, estimate.log_likelihood, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "schedule": "cosine",
                 "clip": 0.0,
             },
-            "evaluation": {"draws": 4, "chunk": 250},
+            "evaluation": {"draws": 4, "chunk": 250, "importance_images": 1000, "importance_samples": 256},
         }
     )
     config.update_from_flattened_dict(variant_of(VARIANTS, variant))

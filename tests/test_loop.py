@@ -1,0 +1,110 @@
+"""The host loop: resumption, reports, checkpoints, and what it refuses."""
+
+import json
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+from avb_jax import Players, UserError, checkpoints, data, fit
+from avb_jax.methods import METHODS, avb
+from tests.conftest import small_model
+
+OPTIMIZERS = Players(*[optax.adam(1e-3)] * 3)
+
+
+@pytest.fixture
+def dataset():
+    """Twenty 6x6 images, binarised anew at every step."""
+    return data.from_arrays(np.random.default_rng(0).random((20, 6, 6)), binarize="dynamic")
+
+
+def train(dataset, steps, workdir=None, model=None, **options):
+    """Four-step blocks on one device."""
+    options = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "mode": "jit", "quiet": True, **options}
+    return fit(avb, model or small_model("avb", conv=True), OPTIMIZERS, dataset, steps=steps, workdir=workdir, **options)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path):
+    """Bit by bit, block lengths aside: the randomness is a function of (seed, step)."""
+    whole = train(dataset, 10, tmp_path / "whole")
+    train(dataset, 4, tmp_path / "parts")
+    parts = train(dataset, 10, tmp_path / "parts")
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(parts))
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 10]
+
+
+def test_block_length_does_not_change_a_run(dataset):
+    one, two = (train(dataset, 6, log_every=length) for length in (2, 5))
+    chex.assert_trees_all_close(jax.device_get(one.params), jax.device_get(two.params), rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_moves_between_kinds_of_parallelism(dataset, tmp_path):
+    """A checkpoint of one device continues sharded and under pmap."""
+    train(dataset, 4, tmp_path)
+    train(dataset, 8, tmp_path, mode="sharded")
+    state = train(dataset, 12, tmp_path, mode="pmap")
+    assert int(state.step[0]) == 12
+    chex.assert_tree_all_finite(jax.device_get(state))
+
+
+def test_only_the_latest_checkpoints_are_kept(dataset, tmp_path):
+    train(dataset, 12, tmp_path)
+    with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:
+        assert sorted(checkpoint.step for checkpoint in store.checkpoints) == [8, 12]
+
+
+def test_another_model_does_not_fit_a_checkpoint(dataset, tmp_path):
+    train(dataset, 4, tmp_path)
+    with pytest.raises(UserError, match="the state of step 4 does not fit this model"):
+        train(dataset, 8, tmp_path, model=small_model("avb"))
+
+
+def test_on_checkpoint_is_called_at_checkpoints_and_at_the_end(dataset):
+    seen = []
+    train(dataset, 10, on_checkpoint=lambda step, state: seen.append((step, int(state.step[0]))))
+    assert seen == [(4, 4), (8, 8), (10, 10)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(dataset, tmp_path):
+    train(dataset, 4, tmp_path)
+    explosive = Players(*[optax.adam(1e27)] * 3)
+    with pytest.raises(UserError, match=r"avb: \w+ is not finite by step \d+ .*lower the learning rates"):
+        fit(
+            avb, small_model("avb", conv=True), explosive, dataset, steps=20, batch_size=8, log_every=4, checkpoint_every=4,
+            mode="jit", quiet=True, workdir=tmp_path,
+        )  # fmt: skip
+    with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:
+        assert store.latest.step == 4
+
+
+def test_training_helps(dataset):
+    """The VAE's loss on a learnable set falls, under the loop as a user calls it."""
+    eye = data.from_arrays(np.eye(36).reshape(36, 6, 6)[:4])
+    model, steep = small_model("vae"), Players(*[optax.adam(1e-2)] * 3)
+    key = jax.random.key(0)
+
+    def elbo(state):
+        one = jax.tree.map(lambda a: a[0], state)
+        return float(METHODS["vae"].elbo_terms(key, one, eye.train, model=model).elbo.mean())
+
+    short, longer = (
+        fit(METHODS["vae"], model, steep, eye, steps=steps, batch_size=8, mode="jit", quiet=True) for steps in (1, 300)
+    )
+    assert elbo(longer) > elbo(short) + 10
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_seeds": 0}, {"log_every": 0}, {"checkpoint_every": 0}])
+def test_counts_are_checked(dataset, options):
+    with pytest.raises(UserError, match=f"{next(iter(options))}=0: must be at least 1"):
+        train(dataset, 4, **options)
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(dataset, capfd):
+    train(dataset, 8, quiet=False)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split("ELBO")[0].strip() for line in lines] == ["avb compiling", "avb step 4/8", "avb step 8/8"]
+    assert all(word in lines[2] for word in ("KL", "rec", "T loss", "examples/s"))
