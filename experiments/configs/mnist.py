@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "method": "avb",
-            "steps": 9000,
+            "steps": 7500,
             "batch_size": 128,
             "seed": 0,
             "num_seeds": 1,
@@ -49,9 +49,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "minus_log_prior": True,
             },
             "optimizer": {
-                "encoder_rate": 3e-4,
+                "encoder_rate": 1e-3,
                 "decoder_rate": 1e-3,
-                "adversary_rate": 1e-3,
+                "adversary_rate": 2e-3,
                 "b1": 0.5,
                 "b2": 0.999,
                 "schedule": "cosine",
