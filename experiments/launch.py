@@ -21,15 +21,20 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
 
     A `UserError` ends the program with its one line and status 2; an interruption with status 130.
     """
-    default = str(CONFIGS / f"{name}.py")
-    config_flags.DEFINE_config_file("config", default, "FILE[:variant]; --config.field=value changes a field.")
-    flags.DEFINE_string("workdir", None, f"Where the run is written and resumed from; runs/{name}[-variant] by default.")
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
+            config_flags.DEFINE_config_file("config", default, "FILE[:variant]; --config.field=value changes a field.")
+            flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.")
+            arguments = flags.FLAGS(argv)
+            path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[0].removesuffix(".py")
+            if not pathlib.Path(f"{path}.py").is_file():
+                _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
+            flags.FLAGS.config.lock()  # a config that failed to load says so when it is first used
+            return arguments
         except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            _fail(_first_line(error))
+            _fail(_one_line(error))
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -80,9 +85,15 @@ def variant_of(variants: dict[str, dict], variant: str) -> dict:
     return variants[variant]
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    """What a flag's error comes down to: our own message where it began with one, else its text in a line."""
+    text, cause = str(error).partition("Traceback")[0], error
+    if isinstance(error, AttributeError | KeyError):  # an unknown field, quoted twice over
+        text = "--config: no such field: " + text.strip("'\"").replace("\\n", ": ").replace("\\'", "'")
+    while cause is not None:
+        text = str(cause) if isinstance(cause, UserError) else text
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(text.split())
 
 
 def _fail(message: str) -> None:

@@ -20,13 +20,18 @@ from avb_jax.players import Model, decode, encode, evaluation_params
 from avb_jax.types import Array, State
 from experiments import build, launch
 
-PAPER = {  # Table 1 of Mescheder et al. (2017)
-    "avb": {"log_likelihood": -1.462, "reconstruction_error": 0.021, "elbo": -1.483, "kl_aggregated_posterior": 0.028},
-    "vae": {"log_likelihood": -1.593, "reconstruction_error": 0.091, "elbo": -1.700, "kl_aggregated_posterior": 0.175},
+# Table 1 of Mescheder et al. (2017). Its reconstruction error is read as a mean over the four pixels: only so does its
+# ELBO leave the VAE a KL that is possible (0.364 + 1.336 = 1.700; four points in a Gaussian's halves need some 1.35).
+PAPER = {
+    "log_likelihood": {"avb": -1.462, "vae": -1.593},
+    "reconstruction_error_per_pixel": {"avb": 0.021, "vae": 0.091},
+    "elbo": {"avb": -1.483, "vae": -1.700},
+    "kl_aggregated_posterior": {"avb": 0.028, "vae": 0.175},
 }
 ROWS = {
     "log_likelihood": "log-likelihood",
     "reconstruction_error": "reconstruction error",
+    "reconstruction_error_per_pixel": "  per pixel",
     "elbo": "ELBO",
     "elbo_knn": "ELBO, KL by k-NN",
     "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
@@ -73,6 +78,7 @@ def evaluate(
     numbers = {
         "log_likelihood": float(log_likelihood(state, model, pixels(points)).mean()),
         "reconstruction_error": float(terms.reconstruction),
+        "reconstruction_error_per_pixel": float(terms.reconstruction) / math.prod(points.x_shape),
         "elbo": float(terms.elbo),
         "kl_aggregated_posterior": knn.kl_divergence(z.reshape(-1, config.latent_dim), prior),
     }
@@ -122,7 +128,7 @@ def table(results: dict[str, dict[str, dict]], num_seeds: int) -> str:
             continue
         line = f"{label:24}"
         for name, quantities in results.items():
-            number, paper = quantities.get(quantity), PAPER.get(name, {}).get(quantity)
+            number, paper = quantities.get(quantity), PAPER.get(quantity, {}).get(name)
             error = "" if not number or number["standard_error"] is None else f" +- {number['standard_error']:.4f}"
             line += f"{number['mean']:>10.4f}{error:10}" if number else " " * 20
             line += f"{paper:>9.3f}" if paper is not None else " " * 9

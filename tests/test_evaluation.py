@@ -15,6 +15,18 @@ from tests import gaussian
 from tests.conftest import small_model
 
 
+def test_knn_agrees_with_quadrature_on_a_mixture():
+    """As on the VAE's aggregated posterior in Table 1: two estimators that share nothing."""
+    rng = np.random.default_rng(3)
+    mean, std = np.array([[1.0, 0.5], [-1.0, 0.5], [0.5, -1.0], [-0.5, -1.0]]), np.full((4, 2), 0.6)
+    exact = float(quadrature.mixture_kl(jnp.asarray(mean), jnp.asarray(std), StandardNormal(2)))
+    estimates = []
+    for _ in range(6):
+        draws = (mean[:, None] + std[:, None] * rng.standard_normal((4, 2500, 2))).reshape(-1, 2)
+        estimates.append(knn.kl_divergence(draws, rng.standard_normal((10_000, 2))))
+    assert abs(np.mean(estimates) - exact) < 0.01 + 4 * np.std(estimates, ddof=1) / np.sqrt(6)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_quadrature_of_a_linear_gaussian_model(dim):
     """p(x|z) = N(w z, s^2) gives p(x) = N(0, w^2 + s^2), in each dimension."""

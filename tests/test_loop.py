@@ -59,7 +59,7 @@ def test_only_the_latest_checkpoints_are_kept(dataset, tmp_path):
 
 def test_another_model_does_not_fit_a_checkpoint(dataset, tmp_path):
     train(dataset, 4, tmp_path)
-    with pytest.raises(UserError, match="the state of step 4 does not fit this model"):
+    with pytest.raises(UserError, match="the state of step 4 does not fit the model"):
         train(dataset, 8, tmp_path, model=small_model("avb"))
 
 
