@@ -128,10 +128,21 @@ def test_every_config_field_changes_something(name):
         assert changed.shape != base.shape or not np.allclose(changed, base, rtol=1e-6, atol=0), field
 
 
-def test_network_family_is_checked():
-    config = small("synthetic", **{"network.family": "transformer"})
-    with pytest.raises(UserError, match=r"network\.family='transformer': must be one of mlp, conv"):
-        build.model(config, "avb", (2, 2))
+@pytest.mark.parametrize(
+    "field", ["network.family", "network.activation", "likelihood", "method", "optimizer.schedule", "data.name"]
+)
+def test_names_are_checked(field):
+    config = small("synthetic", **{field: "nonsense"})
+    with pytest.raises(UserError, match=f"{field}='nonsense': must be one of "):
+        build.methods(config), build.dataset(config), build.model(config, "avb", (2, 2)), build.optimizers(config)
+
+
+def test_numbers_are_checked():
+    for changes in ({"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0}, {"beta": -1.0}, {"ema_decay": 1.0}):
+        config = small("mnist", **changes)
+        (name,) = changes
+        with pytest.raises(UserError, match=name.replace("likelihood_std", "likelihood std")):
+            build.model(config, "avb", (8, 8)), build.optimizers(config)
 
 
 # The order of the design: a module imports only from those before it.

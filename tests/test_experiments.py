@@ -63,7 +63,8 @@ def test_synthetic_end_to_end_and_again(tmp_path):
             assert np.isclose(number["standard_error"], np.std(number["per_seed"], ddof=1) / np.sqrt(2))
     assert results["vae"]["kl_aggregated_posterior_quadrature"]["mean"] > 0
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
-    assert Image.open(tmp_path / "figures" / "figure_3.png").size > (900, 500)
+    with Image.open(tmp_path / "figures" / "figure_3.png") as figure:
+        assert figure.size > (900, 500)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["method"], line["step"]) for line in lines] == [(m, s) for m in ("avb", "vae") for s in (2, 4, 6)]
     assert len(lines[0]["per_seed"]["elbo"]) == 2
@@ -135,11 +136,6 @@ def test_an_interrupted_run_continues_to_the_same_end(tmp_path):
         ([], "experiments/configs/synthetic.py:huge", "no such variant; there are full, paper"),
         ([], "experiments/configs/nowhere.py", "nowhere.py"),
         (["method=avb,gan"], None, "method='gan': must be one of avb, vae"),
-        (["data.name=cifar"], None, "data.name='cifar'"),
-        (["latent_dim=5"], None, "latent_dim=5"),
-        (["num_seeds=0"], None, "num_seeds=0: must be at least 1"),
-        (["optimizer.schedule=linear"], None, "optimizer.schedule='linear'"),
-        (["network.activation=sigmoidal"], None, "network.activation='sigmoidal'"),
         (["optimizer.decoder_rate=1e30"], None, "is not finite by step"),
         (["data.name=mnist", "data.dir=/nowhere"], None, "data.dir='/nowhere': no such folder"),
     ],
