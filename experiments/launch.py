@@ -8,7 +8,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from avb_jax import Interrupted, UserError, fit, workdir
+from avb_jax import Interrupted, Model, UserError, fit, workdir
 from avb_jax.data import Dataset
 from avb_jax.types import State
 from experiments import build
@@ -56,17 +56,15 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
 
 
 def train(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, name: str, dataset: Dataset, *,
+    config: ml_collections.ConfigDict, folder: pathlib.Path, name: str, method, model: Model, dataset: Dataset, *,
     on_checkpoint: Callable[[int, State], None] | None = None,
-) -> tuple:
-    """Trains (or resumes) one of the config's methods; returns the method, its model and the final State [S, ...]."""
-    method, model = build.methods(config)[name], build.model(config, name, dataset.x_shape)
-    state = fit(
+) -> State:
+    """Trains, or resumes, the method called `name` as the config says; returns the final State [S, ...]."""
+    return fit(
         method, model, build.optimizers(config), dataset, steps=config.steps, batch_size=config.batch_size, seed=config.seed,
         num_seeds=config.num_seeds, mode=config.parallel, log_every=config.log_every,
         checkpoint_every=config.checkpoint_every, workdir=folder, name=name, on_checkpoint=on_checkpoint,
     )  # fmt: skip
-    return method, model, state
 
 
 def claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:

@@ -35,13 +35,12 @@ RECONSTRUCTIONS = 50
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Trains what the config names, with pictures at each checkpoint, and evaluates on the held-out digits."""
     digits = build.dataset(config)
-    methods = build.methods(config)
     launch.claim(config, folder)
     results = {}
-    for name, method in methods.items():
+    for name, method in build.methods(config).items():
         model = build.model(config, name, digits.x_shape)
         draw = functools.partial(save_figures, folder / "figures", name, method, model, digits)
-        method, model, states = launch.train(config, folder, name, digits, on_checkpoint=draw)
+        states = launch.train(config, folder, name, method, model, digits, on_checkpoint=draw)
         print(f"{name}: evaluating on {len(digits.test):,} held-out digits", flush=True)
         results[name] = evaluate(method, model, states, digits, config)
         workdir.write_results(folder, {name: results[name]})

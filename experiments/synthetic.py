@@ -47,8 +47,9 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     points = build.dataset(config)
     launch.claim(config, folder)
     results, codes = {}, {}
-    for name in build.methods(config):
-        method, model, states = launch.train(config, folder, name, points)
+    for name, method in build.methods(config).items():
+        model = build.model(config, name, points.x_shape)
+        states = launch.train(config, folder, name, method, model, points)
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
         per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
