@@ -68,7 +68,7 @@ def _uses_lax(formulation: str) -> bool:
 
 
 class Conv(nn.Module):
-    """A convolution layer with SAME padding and, unless `use_bias` is False, a bias."""
+    """A convolution layer with SAME padding and, unless `use_bias` is False, a bias: [B, H, W, C] -> [B, H', W', features]."""
 
     features: int
     kernel_size: int = 5
@@ -78,25 +78,19 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return _layer(self, conv, x)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        y = self.convolve(x, kernel)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else y
+
+    def convolve(self, x: Array, kernel: Array) -> Array:
+        return conv(x, kernel, self.stride, self.formulation)
 
 
-class ConvTranspose(nn.Module):
+class ConvTranspose(Conv):
     """A transposed convolution layer: `stride` times the resolution."""
 
-    features: int
-    kernel_size: int = 5
     stride: int = 2
-    use_bias: bool = True
-    formulation: str = "auto"
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return _layer(self, conv_transpose, x)
-
-
-def _layer(module: Conv | ConvTranspose, function, x: Array) -> Array:
-    shape = (module.kernel_size, module.kernel_size, x.shape[-1], module.features)
-    kernel = module.param("kernel", nn.initializers.he_normal(), shape)
-    y = function(x, kernel, module.stride, module.formulation)
-    return y + module.param("bias", nn.initializers.zeros, (module.features,)) if module.use_bias else y
+    def convolve(self, x: Array, kernel: Array) -> Array:
+        return conv_transpose(x, kernel, self.stride, self.formulation)
