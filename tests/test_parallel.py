@@ -94,12 +94,12 @@ def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
 
 
 def test_whole_runs_agree_on_any_device_count(dataset):
-    """The same training run on 1, 2 and 4 devices, with two adversary steps and several seeds."""
-    optimizers, model = Players(*[optax.sgd(0.05)] * 3), small_model("avb", conv=True, adversary_steps=2)
+    """The same training run on 1, 2 and 4 devices."""
+    optimizers, model = Players(*[optax.sgd(0.05)] * 3), small_model("avb", conv=True)
     runs = [
         fit(
-            avb, model, optimizers, dataset._replace(binarize="dynamic"), steps=10, batch_size=BATCH, num_seeds=2,
-            log_every=4, mode="sharded", devices=jax.devices()[:count], quiet=True,
+            avb, model, optimizers, dataset._replace(binarize="dynamic"), steps=10, batch_size=BATCH,
+            log_every=5, mode="sharded", devices=jax.devices()[:count], quiet=True,
         )
         for count in (1, 2, 4)
     ]  # fmt: skip
