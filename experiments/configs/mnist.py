@@ -10,8 +10,9 @@ import ml_collections
 
 from experiments.launch import variant_of
 
-DIGITS = {
-    "data.name": "digits", "steps": 4000, "network.channels": 16, "network.kernel_size": 3, "log_every": 100,
+DIGITS = {  # 1,498 images: at the rates of the full set, T learns them by heart and its ELBO leaves the likelihood by 10 nats
+    "data.name": "digits", "steps": 3000, "network.kernel_size": 3, "log_every": 100, "adversary_steps": 2,
+    "optimizer.encoder_rate": 3e-4, "optimizer.adversary_rate": 1e-3,
 }  # fmt: skip
 VARIANTS = {"": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"}}
 
