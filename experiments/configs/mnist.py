@@ -10,9 +10,8 @@ import ml_collections
 
 from experiments.launch import variant_of
 
-DIGITS = {  # 1,498 images: at the rates of the full set, T learns them by heart and its ELBO leaves the likelihood by 10 nats
+DIGITS = {
     "data.name": "digits", "steps": 3000, "network.kernel_size": 3, "log_every": 100, "adversary_steps": 2,
-    "optimizer.encoder_rate": 3e-4, "optimizer.adversary_rate": 1e-3,
 }  # fmt: skip
 VARIANTS = {"": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"}}
 
@@ -50,9 +49,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "minus_log_prior": True,
             },
             "optimizer": {
-                "encoder_rate": 1e-3,
+                # At 1e-3 and 2e-3 the encoder outruns T: the ELBO under T is then 10 nats above the likelihood (README).
+                "encoder_rate": 3e-4,
                 "decoder_rate": 1e-3,
-                "adversary_rate": 2e-3,
+                "adversary_rate": 1e-3,
                 "b1": 0.5,
                 "b2": 0.999,
                 "schedule": "cosine",
