@@ -78,7 +78,7 @@ class Progress:
         self._lines = not (quiet or sys.stderr.isatty())
         self._bar = tqdm.tqdm(
             total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=quiet or self._lines,
-            bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         self._bar.set_postfix_str("compiling")
         if self._lines:

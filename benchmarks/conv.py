@@ -55,7 +55,7 @@ def main() -> None:
     for name, (function, size, c_in, c_out, stride) in LAYERS.items():
         x = jax.random.normal(jax.random.key(0), (BATCH, size, size, c_in))
         kernel = jax.random.normal(jax.random.key(1), (KERNEL, KERNEL, c_in, c_out))
-        positions = -(-size // stride) ** 2 if function is conv else size**2
+        positions = (-(-size // stride)) ** 2 if function is conv else size**2
         flops = 2 * BATCH * positions * KERNEL**2 * c_in * c_out
         candidates = {formulation: programs(function, stride, formulation) for formulation in ("lax", "matmul")}
         times = {(f, column): [] for f in candidates for column in columns}
