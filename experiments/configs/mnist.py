@@ -1,7 +1,7 @@
 """Handwritten digits with the DC-GAN family of section 4 (Figure 4).
 
     python -m experiments.mnist --config=experiments/configs/mnist.py --config.data.dir=DIR --workdir=DIR
-        9 minutes on 2 cores; held-out ELBO -104.5 nats under T, likelihood bound -108.4
+        9 minutes of training on 2 cores; held-out ELBO -104.5 nats under T, likelihood bound -108.4
     python -m experiments.mnist --config=experiments/configs/mnist.py:digits
         scikit-learn's 8x8 digits, no files; 9 minutes on 2 cores; held-out ELBO -22.6 nats under T, likelihood bound -22.8
 
