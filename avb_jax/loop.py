@@ -25,7 +25,7 @@ def fit(
     method, model: Model, optimizers: Players, dataset: Dataset, *, steps: int, batch_size: int, seed: int = 0,
     num_seeds: int = 1, mode: str = "auto", devices: list | None = None, log_every: int = 100, checkpoint_every: int = 1000,
     workdir: str | pathlib.Path | None = None, name: str | None = None,
-    on_checkpoint: Callable[[int, State], None] | None = None, quiet: bool = False,
+    on_checkpoint: Callable[[int, State], None] | None = None, quiet: bool = False, state: State | None = None,
 ) -> State:
     """Trains a method, from its latest checkpoint where there is one.
 
@@ -46,6 +46,7 @@ def fit(
       name: what reports and folders call the run; the method's own name by default.
       on_checkpoint: called with the step and the State after each checkpoint, and once at the end.
       quiet: no progress on the terminal.
+      state: where a run without a checkpoint begins, every array with a leading axis S; what `method.init` makes by default.
 
     Returns:
       The final State, every array with a leading axis S.
@@ -62,7 +63,8 @@ def fit(
         raise UserError(f"steps={steps}, seed={seed}: must be at least 0")
     name = name or method.__name__.rpartition(".")[2]
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_seeds))
-    state = initial_state(method, model, optimizers, dataset, seed, num_seeds)
+    if state is None:
+        state = initial_state(method, model, optimizers, dataset, seed, num_seeds)
     blocks = parallel.compile_blocks(
         method.train_step, model, optimizers, dataset.train, dataset.binarize, mode=mode, batch_size=batch_size,
         num_seeds=num_seeds, devices=devices,
@@ -85,15 +87,17 @@ def fit(
 
         clock, compiled = time.monotonic(), set()
         state, running = blocks.place(state), None
-        while step < steps and not stop:
+        saving = False
+        while step < steps and not (stop and saving):
             length = min(log_every - step % log_every, steps - step)
             indices = [batch_indices(len(dataset.train), batch_size, seed + s, step, length) for s in range(num_seeds)]
             state, info = blocks.run(keys, state, np.stack(indices))
             previous, running = running, (step + length, length, info)
             step += length
             due = step >= steps or step // checkpoint_every > (step - length) // checkpoint_every
+            saving = due or bool(stop)  # read once: a request that comes during the reports waits for the next block
             # Reading the block before the one that was just started leaves the device something to do meanwhile.
-            for report in [previous, running] if due or stop else [previous]:
+            for report in [previous, running] if saving else [previous]:
                 if report is not None:
                     at, count, means = report[0], report[1], metrics.as_numbers(report[2])
                     metrics.check_finite(name, at, means)
@@ -104,7 +108,7 @@ def fit(
                     progress.show(at, means, rate)
                     if writer is not None:
                         writer.write(at, means, rate)
-            if due or stop:
+            if saving:
                 running = None
                 if store is not None:
                     checkpoints.save(store, step, blocks.gather(state))

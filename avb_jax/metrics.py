@@ -57,7 +57,7 @@ class Writer:
         """One line: the means over seeds by name, and per seed where there are several; no rate where compiling took part."""
         means = {name: float(values.mean()) for name, values in numbers.items()}
         line = {"method": self._name, "step": step, **means, "examples_per_second": examples_per_second}
-        if len(numbers["elbo"]) > 1:
+        if len(next(iter(numbers.values()))) > 1:
             line["per_seed"] = {name: values.tolist() for name, values in numbers.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -73,11 +73,11 @@ class Writer:
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere; nats, means over the seeds."""
 
-    def __init__(self, name: str, steps: int, start: int, quiet: bool = False):
-        self._name, self._steps, self._begun, self._at = name, steps, None, start
+    def __init__(self, name: str, steps: int, start: int, quiet: bool = False, unit: str = "step"):
+        self._name, self._steps, self._unit, self._begun = name, steps, unit, None
         self._lines = not (quiet or sys.stderr.isatty())
         self._bar = tqdm.tqdm(
-            total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=quiet or self._lines,
+            total=steps, initial=start, desc=name, unit=unit, dynamic_ncols=True, disable=quiet or self._lines,
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         self._bar.set_postfix_str("compiling")
@@ -85,15 +85,19 @@ class Progress:
             print(f"{name} compiling", file=sys.stderr, flush=True)
 
     def show(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
-        """The latest numbers."""
+        """The latest numbers of a training."""
         parts = [f"{label} {numbers[field].mean():.4g}" for field, label in _LABELS.items() if field in numbers]
         parts += [f"{examples_per_second:,.0f} examples/s"] if examples_per_second else []
-        text = "  ".join(parts)
+        self.tell(step, "  ".join(parts))
+
+    def tell(self, step: int, text: str) -> None:
+        """How far it is, and a text."""
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._lines:
             left = self._seconds_left(step)
-            print(f"{self._name} step {step:>{len(str(self._steps))}}/{self._steps}  {text}{left}", file=sys.stderr, flush=True)
+            at = f"{self._unit} {step:>{len(str(self._steps))}}/{self._steps}"
+            print(f"{self._name} {at}  {text}{left}".rstrip(), file=sys.stderr, flush=True)
 
     def _seconds_left(self, step: int) -> str:
         """Measured from the first report on, so that compiling does not count."""

@@ -100,6 +100,30 @@ def compile_blocks(
     return Parallel(run, lambda state: jax.device_put(state, everywhere), lambda state: state, mode, len(devices))
 
 
+def over_examples(function: Callable, devices: list | None = None) -> Callable:
+    """Compiles an estimator (key, state, numbers [N], *arrays [N, ...]) -> tree of [N, ...], examples split over devices.
+
+    N must be a multiple of the devices' number. The estimator has to give each example numbers that follow from it alone
+    (`evaluation.examples`); the result is then the same on any number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    def split(key: Array, state: State, numbers: Array, *arrays: Array) -> PyTree:
+        specs = (PartitionSpec(), PartitionSpec(), *[PartitionSpec(AXIS)] * (1 + len(arrays)))
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+        return mapped(key, state, numbers, *arrays)
+
+    return split
+
+
+def examples_per_call(count: int, chunk: int) -> int:
+    """How many of `count` examples to give `over_examples` at once: `chunk` per device, fewer where there are not so many."""
+    devices = jax.device_count()
+    return devices * min(chunk, -(-count // devices))
+
+
 def _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices) -> Parallel:
     optimizers = jax.tree.map(_averaging, optimizers, is_leaf=lambda o: isinstance(o, optax.GradientTransformation))
     model = _with_axis(model)

@@ -11,6 +11,7 @@ compute its x-side once for several z; any other is called on the S * B pairs.
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Model:
 
     networks: Players
     prior: distributions.StandardNormal
-    likelihood: distributions.Bernoulli | distributions.Gaussian
+    likelihood: distributions.Bernoulli | distributions.Gaussian | None  # None: a decoder that only samples
     noise_dim: int  # N, how many N(0, 1) numbers the encoder gets per example
     beta: float = 1.0  # weight of the KL term once warmed up; 1 is the ELBO
     beta_warmup: int = 0  # steps over which the weight rises linearly from 0
@@ -147,6 +148,33 @@ def init(key: Array, model: Model, optimizers: Players, x: Array) -> State:
 def evaluation_params(state: State) -> Players:
     """The params to evaluate: the moving average where there is one."""
     return state.params if state.average is None else state.average
+
+
+def check_likelihood(model: Model) -> None:
+    """Refuses a model that defines no p(x|z).
+
+    Raises:
+      UserError: it has no decoder, or its decoder no likelihood.
+    """
+    if model.networks.decoder is None or model.likelihood is None:
+        missing = "networks.decoder" if model.networks.decoder is None else "likelihood"
+        raise UserError(f"{missing}=None: this model defines no p(x|z), so that it has no log p(x) to estimate")
+
+
+def log_joint(state: State, model: Model) -> Callable[[Array, Array], Array]:
+    """The function (x [*x], z [K, Z]) -> log p(x, z) [K] = log p(x|z) + log p(z) of one example, in nats.
+
+    Raises:
+      UserError: as `check_likelihood`.
+    """
+    check_likelihood(model)
+    params, stats = evaluation_params(state).decoder, state.batch_stats.decoder
+
+    def log_density(x: Array, z: Array) -> Array:
+        output, _ = decode(model, params, stats, z, train=False)
+        return model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))) + model.prior.log_prob(z)
+
+    return log_density
 
 
 def sample(key: Array, state: State, model: Model, count: int) -> Array:

@@ -55,7 +55,7 @@ def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: 
             panel.scatter(*draws.T, s=2, alpha=0.5, linewidths=0, color=_COLOURS[i % len(_COLOURS)], label=label)
         panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
         panel.set_title(title, fontsize=11)
-        panel.set( xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$")
+        panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$")
     panels[0].set_ylabel("$z_2$")
     handles, names = panels[0].get_legend_handles_labels()
     legend = figure.legend(
@@ -64,5 +64,67 @@ def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: 
     )  # fmt: skip
     for handle in legend.legend_handles:
         handle.set_alpha(1)
+    _save(figure, path)
+
+
+def save_weights(path: pathlib.Path, log_weight: np.ndarray, effective: np.ndarray) -> None:
+    """How far the log weights [N, K] of N examples spread about their log-mean, and the effective sample sizes [N]."""
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    spread, sizes = figure.subplots(1, 2)
+    count = log_weight.shape[1]
+    total = np.logaddexp.reduce(log_weight, axis=1, keepdims=True) - math.log(count)
+    spread.hist((log_weight - total).ravel(), bins=50, color=_COLOURS[0])
+    spread.axvline(0.0, color="0.3", linestyle="--", linewidth=1)
+    spread.set(xlabel="log weight - its example's log-mean weight (nats)", ylabel="chains")
+    sizes.hist(effective, bins=np.linspace(0.0, count, 33), color=_COLOURS[0])
+    sizes.set(xlabel=f"effective sample size, of {count} chains", ylabel="examples", xlim=(0, count))
+    _save(figure, path)
+
+
+def save_annealing(path: pathlib.Path, traces: dict[str, np.ndarray], beta: np.ndarray) -> None:
+    """Traces [N, T] over the temperatures, by title: the examples' median and their middle 90%, above beta [T]."""
+    figure = Figure(figsize=(3.6 * (len(traces) + 1), 3.4), layout="constrained")
+    *panels, last = figure.subplots(1, len(traces) + 1)
+    for panel, (title, trace) in zip(panels, traces.items(), strict=True):
+        low, middle, high = np.quantile(trace, [0.05, 0.5, 0.95], axis=0)
+        steps = np.arange(1, trace.shape[1] + 1)
+        panel.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.25, linewidth=0)
+        panel.plot(steps, middle, color=_COLOURS[0])
+        panel.set_title(title, fontsize=11)
+        panel.set(xlabel="temperature", ylim=(0, None))
+    last.plot(np.arange(1, len(beta) + 1), beta, color=_COLOURS[2])
+    last.set_title("inverse temperature", fontsize=11)
+    last.set(xlabel="temperature", ylim=(0, None))
+    _save(figure, path)
+
+
+def save_calibration(path: pathlib.Path, reference: np.ndarray, estimate: np.ndarray) -> None:
+    """KL(q(z|x), p(z)) per example under T against the nearest neighbours' [N], nats."""
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    panel = figure.subplots()
+    panel.scatter(reference, estimate, s=20, color=_COLOURS[0], alpha=0.8, linewidths=0)
+    both = np.concatenate([reference, estimate])
+    margin = 0.05 * (both.max() - both.min()) + 1e-3
+    ends = both.min() - margin, both.max() + margin
+    panel.plot(ends, ends, color="0.3", linestyle="--", linewidth=1)
+    panel.set(xlim=ends, ylim=ends, aspect="equal", xlabel="KL(q(z|x), p(z)) by k-nearest neighbours (nats)")
+    panel.set_ylabel("KL(q(z|x), p(z)) under T (nats)")
+    _save(figure, path)
+
+
+def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray, threshold: float) -> None:
+    """Per latent, most active first: the variance over x of E[z|x] [Z], and q(z|x)'s own variance on average [Z]."""
+    figure = Figure(figsize=(max(5.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
+    panel, order = figure.subplots(), np.argsort(-activity)
+    places = np.arange(1, len(order) + 1)
+    panel.plot(places, np.maximum(activity[order], 1e-5), "o", color=_COLOURS[0], label="variance over x of E[z|x]")
+    panel.plot(places, variance[order], "s", color=_COLOURS[1], markersize=5, label="mean variance of q(z|x)")
+    panel.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"active above {threshold}")
+    panel.set(yscale="log", xlabel="latent, by activity", xlim=(0.5, len(order) + 0.5))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

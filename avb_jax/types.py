@@ -62,11 +62,14 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a step is observed by, per example [B] and in nats unless said otherwise. Never fed back."""
+    """What a step is observed by, per example [B] and in nats unless said otherwise. Never fed back.
 
-    elbo: Array
-    reconstruction: Array
-    kl: Array
-    beta: Array  # [] weight of the KL term in this step
+    What a method does not have is None.
+    """
+
+    elbo: Array | None = None
+    reconstruction: Array | None = None
+    kl: Array | None = None
+    beta: Array | None = None  # [] weight of the KL term in this step
     adversary_loss: Array | None = None  # eq. 3.3 as a minimisation; 2 log 2 = 1.386 when T knows nothing
     adversary_accuracy: Array | None = None  # share of the two pairs that T puts on the right side, in [0, 1]

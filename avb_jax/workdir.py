@@ -29,11 +29,11 @@ def claim(workdir: pathlib.Path, config: dict) -> None:
     write_json(path, config)
 
 
-def summary(per_seed: list[float]) -> dict:
-    """{'mean', 'standard_error', 'per_seed'} of one quantity; the error is None for a single seed."""
+def summary(per_seed: list[float], **others) -> dict:
+    """{'mean', 'standard_error', 'per_seed'} of one quantity, and `others`; the error is None for a single seed."""
     values = np.asarray(per_seed, np.float64)
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "standard_error": error, "per_seed": values.tolist()}
+    return {"mean": float(values.mean()), "standard_error": error, "per_seed": values.tolist(), **others}
 
 
 def write_results(workdir: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:

@@ -3,7 +3,6 @@
     python -m experiments.synthetic [--config=experiments/configs/synthetic.py[:full|:paper]] [--workdir=DIR]
 """
 
-import functools
 import math
 import pathlib
 
@@ -16,7 +15,7 @@ from avb_jax import UserError, data, plotting, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import knn, quadrature
 from avb_jax.evaluation.elbo import elbo_terms
-from avb_jax.players import Model, decode, encode, evaluation_params
+from avb_jax.players import Model, encode, evaluation_params
 from avb_jax.types import Array, State
 from experiments import build, launch
 
@@ -75,10 +74,11 @@ def evaluate(
     terms = jax.tree.map(
         jnp.mean, elbo_terms(key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize)
     )
+    likelihood = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
     z = posterior_draws(model, state, points, count, config.seed + seed + 1)
     prior = np.asarray(model.prior.sample(jax.random.fold_in(key, 1), (count * len(points.train),)))
     numbers = {
-        "log_likelihood": float(log_likelihood(state, model, pixels(points)).mean()),
+        "log_likelihood": float(likelihood.log_likelihood.mean()),
         "reconstruction_error": float(terms.reconstruction),
         "reconstruction_error_per_pixel": float(terms.reconstruction) / math.prod(points.x_shape),
         "elbo": float(terms.elbo),
@@ -91,17 +91,6 @@ def evaluate(
         kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
         numbers["kl_aggregated_posterior_quadrature"] = float(kl)
     return numbers
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def log_likelihood(state: State, model: Model, points: Array) -> Array:
-    """Log p(x) of each point [N] in nats, by quadrature."""
-
-    def log_prob(z: Array) -> Array:
-        output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
-        return jax.vmap(lambda x: model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))), 0, 1)(points)
-
-    return quadrature.log_likelihood(log_prob, model.prior)
 
 
 def posterior_draws(model: Model, state: State, points: Dataset, count: int, seed: int) -> np.ndarray:

@@ -4,12 +4,11 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from avb_jax.data.dataset import to_pixels
-from avb_jax.distributions import normal_log_prob
-from avb_jax.players import Model, decode, encode, evaluation_params
+from avb_jax.evaluation.examples import map_examples, sum_up
+from avb_jax.evaluation.proposal import proposal
+from avb_jax.players import Model, log_joint
 from avb_jax.types import Array, State
 
 
@@ -17,47 +16,44 @@ class ImportanceEstimate(NamedTuple):
     """Per example."""
 
     log_likelihood: Array  # [N] log-mean weight, nats: a stochastic lower bound on log p(x) (Burda et al. 2016)
+    standard_error: Array  # [N] of log_likelihood, nats; too small where the effective sample size is
     effective_sample_size: Array  # [N] in [1, samples]; near 1 the bound is loose
 
 
-@functools.partial(jax.jit, static_argnames=("model", "binarize", "samples", "fit_draws", "inflation", "chunk"))
+@functools.partial(
+    jax.jit, static_argnames=("model", "binarize", "samples", "initial", "fit_draws", "inflation", "chunk")
+)
 def log_likelihood(
-    key: Array, state: State, images: Array | np.ndarray, *, model: Model, binarize: str = "none", samples: int = 256,
-    fit_draws: int = 64, inflation: float = 1.2, chunk: int = 20,
-) -> ImportanceEstimate:
+    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
+    binarize: str = "none", samples: int = 256, initial: str = "encoder", fit_draws: int = 64, inflation: float = 1.2,
+    chunk: int = 20,
+) -> ImportanceEstimate:  # fmt: skip
     """Bounds log p(x) of each example from below with a Gaussian proposal fitted to the encoder's draws.
 
-    An implicit q(z|x) has no density to weigh by, so the proposal is N(mean, diag (inflation std)^2) of `fit_draws`
-    draws from it; the bound holds whatever the proposal, and is tight where it covers the posterior.
+    The bound holds whatever the proposal, and is tight where the proposal covers the posterior.
 
     Args:
-      key: randomness; every example has its own, so that `chunk` changes nothing but memory.
+      key: randomness, see `examples.map_examples`.
       state: one run's, without a leading axis of seeds.
       images: [N, ...] as a `Dataset` stores them.
       model: the method's model.
-      binarize: see `data.dataset.to_pixels`; the same key gives the same binary images to every method.
+      numbers: [N] which examples they are; the first N where it is None.
+      binarize: see `data.dataset.to_pixels`.
       samples: importance samples per example.
+      initial: 'encoder' or 'prior', see `proposal.proposal`.
       fit_draws: draws that the proposal is fitted to.
       inflation: of the proposal's standard deviation, to cover the tails.
       chunk: examples at once.
+
+    Raises:
+      UserError: a model without a likelihood, or an unknown `initial`.
     """
-    params, stats = evaluation_params(state), state.batch_stats
+    log_density = log_joint(state, model)
 
-    def one(example: tuple[Array, Array]) -> ImportanceEstimate:
-        number, image = example
-        data_key, fit_key, sample_key = jax.random.split(jax.random.fold_in(key, number), 3)
-        x = to_pixels(data_key, image, binarize)
-        noise = jax.random.normal(fit_key, (fit_draws, model.noise_dim))
-        many = jnp.broadcast_to(x, (fit_draws, *x.shape))
-        draws = encode(model, params.encoder, stats.encoder, many, noise, train=False)[0].z
-        mean, std = draws.mean(axis=0), inflation * draws.std(axis=0) + 1e-4
-        z = mean + std * jax.random.normal(sample_key, (samples, model.prior.dim))
-        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
-        log_p = model.likelihood.log_prob(output, jnp.broadcast_to(x, (samples, *x.shape))) + model.prior.log_prob(z)
-        log_weight = log_p - jnp.sum(normal_log_prob(z, mean, jnp.log(std)), axis=-1)
-        normaliser = jax.nn.logsumexp(log_weight)
-        effective = jnp.exp(2.0 * normaliser - jax.nn.logsumexp(2.0 * log_weight))
-        return ImportanceEstimate(normaliser - jnp.log(samples), effective)
+    def one(key: Array, x: Array) -> ImportanceEstimate:
+        fit_key, sample_key = jax.random.split(key)
+        start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
+        z = start.sample(sample_key, samples)
+        return ImportanceEstimate(*sum_up(log_density(x, z) - start.log_prob(z)))
 
-    images = jnp.asarray(images)
-    return jax.lax.map(one, (jnp.arange(len(images)), images), batch_size=min(chunk, len(images)))
+    return map_examples(one, key, images, numbers, binarize, chunk)

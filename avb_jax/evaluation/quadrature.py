@@ -1,13 +1,18 @@
 """Integrals over latents of 1 to 3 dimensions on a regular grid: exact up to the grid's spacing."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avb_jax.distributions import StandardNormal, normal_log_prob
-from avb_jax.types import Array, UserError
+from avb_jax.evaluation.examples import map_examples
+from avb_jax.players import Model, check_likelihood, decode, evaluation_params
+from avb_jax.types import Array, State, UserError
 
 POINTS = {1: 4000, 2: 600, 3: 80}  # per dimension, by the number of dimensions
 HALF_WIDTH = 6.0  # a standard normal leaves 2e-9 outside, in each dimension
@@ -27,10 +32,10 @@ def grid(dim: int, points: int | None = None, half_width: float = HALF_WIDTH) ->
     return jnp.stack(jnp.meshgrid(*[axis] * dim, indexing="ij"), axis=-1).reshape(-1, dim), dim * math.log(spacing)
 
 
-def log_likelihood(
+def log_integral(
     log_prob: Callable[[Array], Array], prior: StandardNormal, points: int | None = None, chunk: int = 20_000
-) -> Array:
-    """Log p(x) [N] = log of the integral of p(z) p(x|z), in nats.
+) -> tuple[Array, Array]:
+    """The log of the integral of p(z) p(x|z) [N] in nats, and the largest share [N] that one cell of the grid has in it.
 
     Args:
       log_prob: z [G, Z] -> log p(x|z) [G, N] of the N examples at each z.
@@ -42,10 +47,53 @@ def log_likelihood(
       UserError: more than 3 latents.
     """
     z, log_volume = grid(prior.dim, points)
-    per_chunk = jax.lax.map(
-        lambda part: jax.nn.logsumexp(prior.log_prob(part)[:, None] + log_prob(part), axis=0), _chunks(z, chunk)
-    )
-    return jax.nn.logsumexp(per_chunk, axis=0) + log_volume
+
+    def part_of_integral(part: Array) -> tuple[Array, Array]:
+        log_density = prior.log_prob(part)[:, None] + log_prob(part)
+        return jax.nn.logsumexp(log_density, axis=0), jnp.max(log_density, axis=0)
+
+    total, largest = jax.lax.map(part_of_integral, _chunks(z, chunk))
+    total = jax.nn.logsumexp(total, axis=0)
+    return total + log_volume, jnp.exp(jnp.max(largest, axis=0) - total)
+
+
+class QuadratureEstimate(NamedTuple):
+    """Per example."""
+
+    log_likelihood: Array  # [N] log p(x), nats
+    largest_share: Array  # [N] of one cell in p(x): above about 0.3 the posterior is too narrow for the grid
+
+
+@functools.partial(jax.jit, static_argnames=("model", "binarize", "points", "chunk"))
+def log_likelihood(
+    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
+    binarize: str = "none", points: int | None = None, chunk: int = 2000,
+) -> QuadratureEstimate:  # fmt: skip
+    """Log p(x) of each example, for a model of 1 to 3 latents.
+
+    Args:
+      key: randomness of the binarisation alone, see `examples.map_examples`.
+      state: one run's, without a leading axis of seeds.
+      images: [N, ...] as a `Dataset` stores them.
+      model: the method's model.
+      numbers: [N] which examples they are; the first N where it is None.
+      binarize: see `data.dataset.to_pixels`.
+      points: of the grid per dimension.
+      chunk: grid points decoded at once.
+
+    Raises:
+      UserError: more than 3 latents, or a model without a likelihood.
+    """
+    check_likelihood(model)
+    x = map_examples(lambda key, x: x, key, images, numbers, binarize, chunk)
+    params, stats = evaluation_params(state).decoder, state.batch_stats.decoder
+
+    def log_prob(z: Array) -> Array:
+        output, _ = decode(model, params, stats, z, train=False)
+        of_all = jax.lax.map(lambda x: model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))), x)
+        return of_all.T
+
+    return QuadratureEstimate(*log_integral(log_prob, model.prior, points, chunk))
 
 
 def mixture_kl(mean: Array, std: Array, prior: StandardNormal, points: int | None = None, chunk: int = 20_000) -> Array:

@@ -1,0 +1,81 @@
+"""The posterior's moments per latent dimension, and which dimensions a model uses."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avb_jax.evaluation.examples import map_examples
+from avb_jax.players import Model, encode, evaluation_params
+from avb_jax.types import Array, Posterior, State
+
+ACTIVE = 0.01  # variance of E[z_u|x] over x above which Burda et al. (2016) call the unit u active
+
+
+class Moments(NamedTuple):
+    """Of q(z|x) per example and latent dimension."""
+
+    mean: Array  # [N, Z]
+    variance: Array  # [N, Z]
+    mean_error: Array  # [N, Z] sampling variance of `mean`; 0 where the encoder tells its moments
+
+
+@functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
+def posterior_moments(
+    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
+    binarize: str = "none", draws: int = 64, chunk: int = 100,
+) -> Moments:  # fmt: skip
+    """The moments of q(z|x): those that the encoder tells, or else those of some draws.
+
+    Args:
+      key: randomness, see `examples.map_examples`.
+      state: one run's, without a leading axis of seeds.
+      images: [N, ...] as a `Dataset` stores them.
+      model: the method's model.
+      numbers: [N] which examples they are; the first N where it is None.
+      binarize: see `data.dataset.to_pixels`.
+      draws: posterior draws per example, at least 2.
+      chunk: examples at once.
+    """
+
+    def one(key: Array, x: Array) -> Moments:
+        posterior = _draws(key, state, model, x, draws)
+        z = posterior.z
+        if posterior.mean is not None and posterior.std is not None:
+            mean, variance = posterior.mean[0], jnp.square(posterior.std[0])
+            return Moments(mean, variance, jnp.zeros_like(mean))
+        variance = z.var(axis=0, ddof=1)
+        return Moments(z.mean(axis=0), variance, variance / draws)
+
+    return map_examples(one, key, images, numbers, binarize, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
+def posterior_draws(
+    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
+    binarize: str = "none", draws: int = 1000, chunk: int = 4,
+) -> Posterior:  # fmt: skip
+    """Draws z [N, draws, Z] from q(z|x), and its moments [N, Z] where the encoder tells them.
+
+    Arguments as in `posterior_moments`.
+    """
+
+    def one(key: Array, x: Array) -> Posterior:
+        posterior = _draws(key, state, model, x, draws)
+        told = posterior.mean is not None and posterior.std is not None
+        return Posterior(posterior.z, posterior.mean[0], posterior.std[0]) if told else Posterior(posterior.z)
+
+    return map_examples(one, key, images, numbers, binarize, chunk)
+
+
+def activity(moments: Moments) -> np.ndarray:
+    """Variance over x of E[z_u|x] per latent [Z], cleared of the sampling error of the means; active above `ACTIVE`."""
+    return np.var(moments.mean, axis=0, ddof=1) - np.mean(moments.mean_error, axis=0)
+
+
+def _draws(key: Array, state: State, model: Model, x: Array, draws: int) -> Posterior:
+    noise = jax.random.normal(key, (draws, model.noise_dim))
+    many = jnp.broadcast_to(x, (draws, *x.shape))
+    return encode(model, evaluation_params(state).encoder, state.batch_stats.encoder, many, noise, train=False)[0]

@@ -1,0 +1,95 @@
+"""Is T near its optimum? A fresh adversary, trained on frozen players, says how much T misses.
+
+This module has the `train_step` of a method, so that `loop.fit` trains the fresh adversary with all that it does for one:
+devices, progress, checkpoints.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avb_jax import objectives, players
+from avb_jax.evaluation.examples import map_examples
+from avb_jax.methods.update import apply_gradients, finish_step
+from avb_jax.players import Model
+from avb_jax.types import Array, Info, Players, State, UserError
+
+
+def restart_adversary(key: Array, state: State, model: Model, optimizers: Players, x: Array) -> State:
+    """The players as they are evaluated, at step 0, with a newly initialised adversary; one run's State.
+
+    Args:
+      key: of the adversary's params.
+      state: the trained State, without a leading axis of seeds.
+      model: the method's model.
+      optimizers: of which the adversary's is used.
+      x: [B, ...] any batch, for its shape.
+
+    Raises:
+      UserError: the model has no adversary.
+    """
+    if model.networks.adversary is None:
+        raise UserError("networks.adversary=None: this method has no T whose optimality could be measured")
+    fresh = players.init(key, model, optimizers, x)
+    params = players.evaluation_params(state)._replace(adversary=fresh.params.adversary)
+    return State(
+        fresh.step, params, Players(adversary=fresh.opt_state.adversary),
+        state.batch_stats._replace(adversary=fresh.batch_stats.adversary),
+        jax.tree.map(jnp.copy, params) if model.ema_decay else None,
+    )  # fmt: skip
+
+
+def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
+    """One update of T alone on eq. 3.3; the encoder is in evaluation mode. Arguments and returns as in `avb.train_step`."""
+    draws = players.draw(key, model, batch)
+    posterior, _ = players.encode(
+        model, state.params.encoder, state.batch_stats.encoder, batch, draws.noise, train=False
+    )
+    gradient, (loss, accuracy, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+        state.params.adversary, state.batch_stats, draws, posterior.z, model=model
+    )
+    state = state._replace(batch_stats=state.batch_stats._replace(adversary=stats))
+    state = apply_gradients(state, Players(adversary=gradient), optimizers)
+    return finish_step(state, model), Info(adversary_loss=loss, adversary_accuracy=accuracy)
+
+
+class AdversaryTerms(NamedTuple):
+    """What a T says, per example, averaged over draws."""
+
+    loss: Array  # [N] eq. 3.3 as a minimisation, nats; of two T on the same players the lower one is nearer the optimum
+    accuracy: Array  # [N] in [0, 1]
+    kl: Array  # [N] T(x, z) at z ~ q(z|x): its estimate of KL(q(z|x), p(z)), nats
+
+
+@functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
+def adversary_terms(
+    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
+    binarize: str = "none", draws: int = 4, chunk: int = 250,
+) -> AdversaryTerms:  # fmt: skip
+    """Evaluates T on examples; the same key gives two T the same z.
+
+    Args:
+      key: randomness, see `examples.map_examples`.
+      state: one run's, without a leading axis of seeds.
+      images: [N, ...] as a `Dataset` stores them.
+      model: the method's model.
+      numbers: [N] which examples they are; the first N where it is None.
+      binarize: see `data.dataset.to_pixels`.
+      draws: of z from q(z|x) and from p(z), per example.
+      chunk: examples at once.
+    """
+    params, stats = players.evaluation_params(state), state.batch_stats
+
+    def one(key: Array, x: Array) -> AdversaryTerms:
+        sampled = players.draw(key, model, jnp.broadcast_to(x, (draws, *x.shape)))
+        posterior, _ = players.encode(model, params.encoder, stats.encoder, sampled.x, sampled.noise, train=False)
+        loss, (_, accuracy, _) = objectives.adversary_loss(
+            params.adversary, stats, sampled, posterior.z, model=model, train=False
+        )
+        t, _ = players.discriminate(model, params.adversary, stats.adversary, sampled.x, posterior.z[None], train=False)
+        return AdversaryTerms(loss, accuracy.mean(), t.mean())
+
+    return map_examples(one, key, images, numbers, binarize, chunk)

@@ -1,0 +1,46 @@
+"""How `python -m experiments.evaluate --workdir=RUN` evaluates a run, of whatever experiment and method.
+
+With these settings, for one method and one seed of the MNIST config on 2 cores: TIME.
+An estimator's `images` counts test images, from the first; 0 is all of them.
+"""
+
+import ml_collections
+
+from experiments.launch import variant_of
+
+# Every part, at the least cost: to look at a run, not to report it.
+QUICK = {
+    "elbo.images": 1000, "optimality.steps": 300, "importance.images": 100, "ais.images": 8, "ais.temperatures": 100,
+    "bdmc.images": 8, "quadrature.images": 20, "moments.images": 1000, "knn.images": 8,
+}  # fmt: skip
+VARIANTS = {"": {}, "quick": QUICK}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config of a variant: '' or 'quick'."""
+    config = ml_collections.ConfigDict(
+        {
+            "method": "",  # one of the run's, several with commas; all by default
+            "seeds": 0,  # how many of the run's seeds, from the first; 0 is all
+            "seed": 0,  # of the estimators' own randomness
+            # Which, with commas: elbo, optimality, importance, ais, bdmc, quadrature, moments, knn. 'auto': all that apply.
+            "estimators": "auto",
+            "data_dir": "",  # where the data is, if no longer where the run found it
+            "elbo": {"images": 0, "draws": 4, "chunk": 250},
+            "optimality": {"images": 0, "draws": 4, "chunk": 250, "steps": 3000, "batch_size": 128, "rate": 1e-3},
+            "importance": {
+                "images": 1000, "samples": 256, "initial": "encoder", "fit_draws": 64, "inflation": 1.2, "chunk": 20,
+            },
+            "ais": {
+                "images": 100, "chains": 16, "temperatures": 500, "leapfrog_steps": 10, "initial": "encoder", "fit_draws": 64,
+                "inflation": 1.2, "chunk": 20,
+            },
+            "bdmc": {"images": 20},  # simulated; all else as for ais
+            "quadrature": {"images": 100, "points": 0, "chunk": 2000},  # points per latent, 0: 4000, 600, 80 for 1, 2, 3
+            "moments": {"images": 0, "draws": 64, "chunk": 20},
+            # Of q(z|x): images and draws from each. Of q(z): codes in all, spread over the test set.
+            "knn": {"images": 64, "draws": 1000, "codes": 10_000, "neighbours": 10, "chunk": 4},
+        }
+    )  # fmt: skip
+    config.update_from_flattened_dict(variant_of(VARIANTS, variant))
+    return config.lock()

@@ -1,0 +1,315 @@
+"""What `experiments.evaluate` can measure: one function per estimator, and `ESTIMATORS` to find them by name."""
+
+import functools
+import pathlib
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from avb_jax import Model, Players, distributions, fit, parallel, plotting
+from avb_jax.data import Dataset
+from avb_jax.estimation import by_blocks, keep_folder
+from avb_jax.evaluation import ais, bdmc, importance, knn, moments, optimality, quadrature
+from avb_jax.evaluation.elbo import elbo_terms
+from avb_jax.players import evaluation_params
+from avb_jax.types import PyTree, State
+
+DIVERGED = 0.1  # share of a chain's transitions from which on the chain is reported
+COARSE = 0.3  # share of one cell of the grid in p(x) from which on quadrature is reported
+
+
+class Number(NamedTuple):
+    """A quantity of one run."""
+
+    mean: float
+    examples: int | None = None  # that it is a mean over
+    examples_error: float | None = None  # standard error over these examples
+    estimator_error: float | None = None  # what the estimator's own randomness contributes to that mean
+
+
+class Subject(NamedTuple):
+    """One method's run from one seed, and how to evaluate it."""
+
+    name: str
+    method: object
+    model: Model
+    dataset: Dataset
+    config: ml_collections.ConfigDict  # the run's
+    options: ml_collections.ConfigDict  # the evaluation's
+    folder: pathlib.Path  # the run directory
+    seed: int
+    state: State
+    notes: list  # lines for the reader, added to
+
+    def note(self, text: str) -> None:
+        """Adds a line for the reader."""
+        self.notes.append(f"{self.name}: {text}")
+
+    @property
+    def key(self) -> jax.Array:
+        """One for all estimators and methods, so that they see the same binary images."""
+        return jax.random.fold_in(jax.random.key(self.options.seed), self.seed)
+
+    def images(self, count: int) -> np.ndarray:
+        """The first `count` test images; all where it is 0."""
+        return self.dataset.test[: count or None]
+
+    def kept(self, what: str) -> pathlib.Path:
+        """The folder of an estimator's results per example."""
+        return self.folder / "evaluation" / f"{self.name}-{self.seed}" / what
+
+    def settings(self, **others) -> dict:
+        """What results depend on: params, data, key, and `others`."""
+        leaves = jax.tree.leaves((evaluation_params(self.state), self.state.batch_stats))
+        params = functools.reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc), leaves, 0)
+        data = {"name": self.config.data.name, "binarize": self.config.data.binarize}
+        return {"params": params, "data": data, "seed": self.options.seed, **others}
+
+    def on_images(
+        self, what: str, estimator: Callable, images: np.ndarray, chunk: int, describe: Callable[[PyTree], str], *,
+        parts: dict | None = None, **settings,
+    ) -> PyTree:  # fmt: skip
+        """An estimator of `avb_jax.evaluation` on images; `parts` are further arguments that settings cannot hold."""
+
+        def estimate(key, state, numbers, images):
+            return estimator(
+                key, state, images, numbers=numbers, model=self.model, binarize=self.dataset.binarize, chunk=chunk,
+                **settings, **(parts or {}),
+            )  # fmt: skip
+
+        return self.by_blocks(what, estimate, (images,), len(images), chunk, describe, settings)
+
+    def by_blocks(self, what, estimate, arrays, count, chunk, describe, settings) -> PyTree:
+        """`estimate(key, state, numbers, *arrays)` over `count` examples, `chunk` of them on each device at once."""
+        block = parallel.examples_per_call(count, chunk)
+        split = parallel.over_examples(estimate)
+
+        def of(numbers):
+            chosen = [jnp.asarray(array)[jnp.minimum(numbers, count - 1)] for array in arrays]
+            return split(self.key, self.state, numbers, *chosen)
+
+        return by_blocks(f"{self.name} {what}", of, count, block, self.kept(what), self.settings(**settings), describe)
+
+
+def evaluate_elbo(subject: Subject) -> dict[str, Number]:
+    """The ELBO and its terms; where there is a T, under T."""
+    options = subject.options.elbo
+    terms = subject.on_images(
+        "elbo", elbo_terms, subject.images(options.images), options.chunk, lambda r: f"ELBO {np.mean(r.elbo):.2f}",
+        parts={"method": subject.method}, draws=options.draws,
+    )  # fmt: skip
+    if subject.model.networks.adversary is not None:
+        subject.note("the ELBO and its KL take T's word for the KL: estimates that bound nothing")
+    return {"elbo": _mean(terms.elbo), "reconstruction_error": _mean(terms.reconstruction), "kl": _mean(terms.kl)}
+
+
+def evaluate_optimality(subject: Subject) -> dict[str, Number]:
+    """What T's loss has yet to lose: a fresh adversary is trained on the frozen players."""
+    options, adam = subject.options.optimality, subject.config.optimizer
+    optimizers = Players(*[optax.adam(options.rate, b1=adam.b1, b2=adam.b2)] * 3)
+    training = {"batch_size": options.batch_size, "rate": options.rate}  # more steps continue what is there
+    x = jnp.zeros((2, *subject.dataset.x_shape))
+    start = optimality.restart_adversary(subject.key, subject.state, subject.model, optimizers, x)
+    folder = subject.kept("fresh_adversary")
+    keep_folder(folder, subject.settings(**training))
+    states = fit(
+        optimality, subject.model, optimizers, subject.dataset, steps=options.steps, batch_size=options.batch_size,
+        seed=subject.options.seed + 1, mode=subject.config.parallel, log_every=50, checkpoint_every=500, workdir=folder,
+        name=f"{subject.name} fresh T", state=jax.tree.map(lambda a: a[None], start),
+    )  # fmt: skip
+    fresh = subject._replace(state=jax.tree.map(lambda a: a[0], states))
+    own, others = (
+        each.on_images(
+            what, optimality.adversary_terms, subject.images(options.images), options.chunk,
+            lambda r: f"T loss {np.mean(r.loss):.4f}", draws=options.draws,
+        )
+        for each, what in ((subject, "adversary"), (fresh, "adversary_fresh"))
+    )  # fmt: skip
+    gap = _mean(own.loss - others.loss)
+    if gap.mean < 0:
+        subject.note(
+            f"a fresh T is still worse than T after {options.steps} steps, so that the optimality gap says nothing yet; raise "
+            "optimality.steps (the training continues)"
+        )
+    return {
+        "adversary_loss": _mean(own.loss), "adversary_loss_fresh": _mean(others.loss), "optimality_gap": gap,
+        "kl_fresh_adversary": _mean(others.kl),
+    }  # fmt: skip
+
+
+def evaluate_importance(subject: Subject) -> dict[str, Number]:
+    """Importance sampling, from a Gaussian fitted to the encoder's draws."""
+    options = subject.options.importance
+    result = subject.on_images(
+        "importance", importance.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far,
+        **_fields(options, "samples", "initial", "fit_draws", "inflation"),
+    )  # fmt: skip
+    return {
+        "log_likelihood_importance": _mean(result.log_likelihood, result.standard_error),
+        "effective_sample_size_importance": _mean(result.effective_sample_size),
+    }
+
+
+def evaluate_ais(subject: Subject) -> dict[str, Number]:
+    """Annealed importance sampling, with figures of its weights and of its way."""
+    options = subject.options.ais
+    result = subject.on_images(
+        "ais", ais.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far, **_annealing(options)
+    )
+    finite = _check_chains(subject, "ais", result.divergent, result.log_likelihood)
+    if finite.any():
+        figures = subject.folder / "figures"
+        plotting.save_weights(
+            figures / f"{subject.name}_ais_weights.png", result.log_weight[finite], result.effective_sample_size[finite]
+        )
+        traces = {
+            "effective sample size": result.effective_sample_size_path[finite], "acceptance": result.acceptance[finite],
+            "step size": result.step_size[finite],
+        }  # fmt: skip
+        beta = np.asarray(ais.schedule(options.temperatures))[1:]
+        plotting.save_annealing(figures / f"{subject.name}_ais_annealing.png", traces, beta)
+    return {
+        "log_likelihood_ais": _mean(result.log_likelihood, result.standard_error),
+        "effective_sample_size_ais": _mean(result.effective_sample_size),
+        "acceptance_ais": _mean(result.acceptance.mean(axis=1)),
+        "divergent_ais": _mean(result.divergent.mean(axis=1)),
+    }
+
+
+def evaluate_bdmc(subject: Subject) -> dict[str, Number]:
+    """How far annealed importance sampling is off, on data that the model itself simulates."""
+    options = subject.options.ais
+    settings = _annealing(options)
+
+    def estimate(key, state, numbers):
+        return bdmc.sandwich(key, state, numbers, model=subject.model, chunk=options.chunk, **settings)
+
+    result = subject.by_blocks(
+        "bdmc", estimate, (), subject.options.bdmc.images, options.chunk, lambda r: f"width {np.mean(r.width):.3f}", settings
+    )
+    _check_chains(subject, "bdmc", result.divergent, result.width)
+    return {
+        "bdmc_lower": _mean(result.lower, result.lower_error),
+        "bdmc_upper": _mean(result.upper, result.upper_error),
+        "bdmc_width": _mean(result.width, np.hypot(result.lower_error, result.upper_error)),
+    }
+
+
+def evaluate_quadrature(subject: Subject) -> dict[str, Number]:
+    """Log p(x) on a grid over 1 to 3 latents."""
+    options = subject.options.quadrature
+    result = subject.on_images(
+        "quadrature", quadrature.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far,
+        points=options.points or None,
+    )  # fmt: skip
+    coarse = int(np.sum(result.largest_share > COARSE))
+    if coarse:
+        subject.note(f"quadrature: the posterior of {coarse} examples is too narrow for the grid; raise quadrature.points")
+    return {"log_likelihood_quadrature": _mean(result.log_likelihood)}
+
+
+def evaluate_moments(subject: Subject) -> dict[str, Number]:
+    """The posterior's moments per latent, and how many latents are used."""
+    options = subject.options.moments
+    result = subject.on_images(
+        "moments", moments.posterior_moments, subject.images(options.images), options.chunk, lambda r: "", draws=options.draws
+    )
+    activity = moments.activity(result)
+    figure = subject.folder / "figures" / f"{subject.name}_latents.png"
+    plotting.save_latents(figure, activity, result.variance.mean(axis=0), moments.ACTIVE)
+    return {"active_units": Number(float(np.sum(activity > moments.ACTIVE)))}
+
+
+def evaluate_knn(subject: Subject) -> dict[str, Number]:
+    """The KL divergences behind the ELBO from draws alone, and I(x; z), which is their difference."""
+    options, test = subject.options.knn, subject.images(0)
+    posterior_draws = functools.partial(subject.on_images, estimator=moments.posterior_draws, describe=lambda r: "")
+    per_image = -(-options.codes // len(test))
+    chunk = max(1, options.chunk * options.draws // per_image)
+    codes = posterior_draws("codes", images=test, chunk=chunk, draws=per_image).z
+    codes = codes.reshape(-1, codes.shape[-1])
+    prior = np.asarray(subject.model.prior.sample(subject.key, (len(codes),)))
+    aggregated = knn.kl_to_standard_normal(codes, options.neighbours)
+
+    posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
+    if posterior.mean is not None:  # q(z|x) is Gaussian
+        kl = np.asarray(distributions.normal_kl(posterior.mean, posterior.std))
+    else:
+        kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
+    of_x = _mean(kl)
+    if subject.model.networks.adversary is not None:
+        terms = subject.on_images(
+            "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",
+            draws=options.draws,
+        )  # fmt: skip
+        path = subject.folder / "figures" / f"{subject.name}_adversary_calibration.png"
+        plotting.save_calibration(path, kl, terms.kl)
+    return {
+        "kl_knn": of_x,
+        "kl_aggregated_posterior": Number(knn.kl_divergence(codes, prior, options.neighbours)),
+        "kl_aggregated_posterior_gaussian": Number(aggregated),
+        "mutual_information": of_x._replace(mean=of_x.mean - aggregated),
+    }
+
+
+ESTIMATORS = {
+    "elbo": evaluate_elbo, "optimality": evaluate_optimality, "knn": evaluate_knn, "moments": evaluate_moments,
+    "quadrature": evaluate_quadrature, "importance": evaluate_importance, "bdmc": evaluate_bdmc, "ais": evaluate_ais,
+}  # fmt: skip
+
+
+def applicable(subject: Subject) -> list[str]:
+    """What 'auto' stands for: every estimator that this model has what it takes for."""
+    model = subject.model
+    lacks = {
+        "optimality": model.networks.adversary is None,
+        "quadrature": model.prior.dim not in quadrature.POINTS,
+    }  # fmt: skip
+    lacks |= {what: lacks.get(what) or model.likelihood is None for what in ("elbo", "quadrature", "importance", "ais", "bdmc")}
+    return [what for what in ESTIMATORS if not lacks.get(what)]
+
+
+def _fields(options: ml_collections.ConfigDict, *names: str) -> dict:
+    return {name: options[name] for name in names}
+
+
+def _annealing(options: ml_collections.ConfigDict) -> dict:
+    return _fields(options, "chains", "temperatures", "leapfrog_steps", "initial", "fit_draws", "inflation")
+
+
+def _log_likelihood_so_far(result: PyTree) -> str:
+    error = np.std(result.log_likelihood) / np.sqrt(len(result.log_likelihood))
+    return f"log-likelihood {np.mean(result.log_likelihood):.2f} +- {error:.2f}"
+
+
+def _mean(values: np.ndarray, errors: np.ndarray | None = None) -> Number:
+    """The mean over the examples that have a number; how many these are is part of it."""
+    finite = np.isfinite(values)
+    count = int(finite.sum())
+    if not count:
+        return Number(float("nan"), 0)
+    values = np.asarray(values, np.float64)[finite]
+    own = None if errors is None else float(np.sqrt(np.sum(np.square(errors[finite], dtype=np.float64))) / count)
+    return Number(float(values.mean()), count, float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None, own)
+
+
+def _check_chains(subject: Subject, what: str, divergent: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Notes chains [N, K] that diverged; returns which examples [N] have a finite value."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        subject.note(
+            f"{what}: {np.sum(~finite)} of {len(values)} examples have weights that are not finite; the means leave them out"
+        )
+    count = int(np.sum(divergent > DIVERGED))
+    if count:
+        subject.note(
+            f"{what}: {count} of {divergent.size} chains diverged in more than {DIVERGED:.0%} of their transitions; they "
+            "count, and lower the estimate; raise ais.temperatures, so that the step size has time to adapt"
+        )
+    return finite
