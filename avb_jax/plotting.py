@@ -78,6 +78,7 @@ def save_weights(path: pathlib.Path, log_weight: np.ndarray, effective: np.ndarr
     spread.set(xlabel="log weight - its example's log-mean weight (nats)", ylabel="chains")
     sizes.hist(effective, bins=np.linspace(0.0, count, 33), color=_COLOURS[0])
     sizes.set(xlabel=f"effective sample size, of {count} chains", ylabel="examples", xlim=(0, count))
+    sizes.yaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 
 
@@ -95,6 +96,7 @@ def save_annealing(path: pathlib.Path, traces: dict[str, np.ndarray], beta: np.n
     last.plot(np.arange(1, len(beta) + 1), beta, color=_COLOURS[2])
     last.set_title("inverse temperature", fontsize=11)
     last.set(xlabel="temperature", ylim=(0, None))
+    figure.supxlabel("line and band: median and middle 90% of the examples", fontsize=9, color="0.3")
     _save(figure, path)
 
 
@@ -114,13 +116,14 @@ def save_calibration(path: pathlib.Path, reference: np.ndarray, estimate: np.nda
 
 def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray, threshold: float) -> None:
     """Per latent, most active first: the variance over x of E[z|x] [Z], and q(z|x)'s own variance on average [Z]."""
-    figure = Figure(figsize=(max(5.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
     panel, order = figure.subplots(), np.argsort(-activity)
     places = np.arange(1, len(order) + 1)
     panel.plot(places, np.maximum(activity[order], 1e-5), "o", color=_COLOURS[0], label="variance over x of E[z|x]")
     panel.plot(places, variance[order], "s", color=_COLOURS[1], markersize=5, label="mean variance of q(z|x)")
     panel.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"active above {threshold}")
     panel.set(yscale="log", xlabel="latent, by activity", xlim=(0.5, len(order) + 0.5))
+    panel.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
