@@ -7,12 +7,11 @@ import shutil
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from avb_jax import metrics, workdir
 from avb_jax.loop import Interrupted
-from avb_jax.types import Array, PyTree
+from avb_jax.types import PyTree
 
 SECONDS_BETWEEN_REPORTS = 2.0
 
@@ -30,8 +29,8 @@ def keep_folder(folder: pathlib.Path, settings: dict) -> None:
 
 
 def by_blocks(
-    name: str, estimate: Callable[[Array], PyTree], count: int, block: int, folder: pathlib.Path, settings: dict,
-    describe: Callable[[PyTree], str],
+    name: str, estimate: Callable[[np.ndarray], PyTree], like: PyTree, count: int, block: int, folder: pathlib.Path,
+    settings: dict, describe: Callable[[PyTree], str],
 ) -> PyTree:  # fmt: skip
     """Evaluates examples 0 to `count` - 1 block by block, beginning after those whose results `folder` holds.
 
@@ -39,6 +38,7 @@ def by_blocks(
       name: what the progress calls it.
       estimate: example numbers [block] -> a NamedTuple of per-example arrays [block, ...] (or None); an example's must follow
         from its number alone. The last block's numbers may run past the end, to be dropped.
+      like: what `estimate` returns, abstractly (of which the shapes are not read).
       count: N, of all examples.
       block: examples per call, always as many, so that one program is compiled.
       folder: where each block's results are kept, an .npz file with the NamedTuple's fields.
@@ -52,7 +52,6 @@ def by_blocks(
       Interrupted: Ctrl-C came; the blocks so far are kept.
     """
     keep_folder(folder, settings)
-    like = jax.eval_shape(estimate, jax.ShapeDtypeStruct((block,), np.int32))
     fields = [field for field, value in like._asdict().items() if value is not None]
     parts, done, told = [], 0, 0.0
     while (path := folder / f"{done:07}.npz").exists() and done < count:

@@ -1,5 +1,6 @@
 """The host loop: batches in, blocks of steps, metrics, checkpoints and resumption around any method's step."""
 
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -33,7 +34,7 @@ def fit(
       method: a module of `avb_jax.methods`, or anything else with their `init` and `train_step`.
       model: networks, distributions, scales.
       optimizers: an optax optimiser per player.
-      dataset: its training examples are placed on the device.
+      dataset: what to train on; of a memory-mapped file, batches are read ahead of the steps that need them.
       steps: how many steps the run has in all.
       batch_size: of a step, over all devices.
       seed: of everything random; with the step's number it determines each step.
@@ -66,8 +67,7 @@ def fit(
     if state is None:
         state = initial_state(method, model, optimizers, dataset, seed, num_seeds)
     blocks = parallel.compile_blocks(
-        method.train_step, model, optimizers, dataset.train, dataset.binarize, mode=mode, batch_size=batch_size,
-        num_seeds=num_seeds, devices=devices,
+        method.train_step, model, optimizers, dataset, mode=mode, batch_size=batch_size, num_seeds=num_seeds, devices=devices,
     )  # fmt: skip
 
     with contextlib.ExitStack() as stack:
@@ -88,10 +88,19 @@ def fit(
         clock, compiled = time.monotonic(), set()
         state, running = blocks.place(state), None
         saving = False
+        reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+
+        def fetch(start: int) -> concurrent.futures.Future:
+            """The batches of the block that begins at step `start`, read on a thread of its own."""
+            length = min(log_every - start % log_every, steps - start)
+            indices = [batch_indices(len(dataset.train), batch_size, seed + s, start, length) for s in range(num_seeds)]
+            return reader.submit(blocks.fetch, np.stack(indices))
+
+        batches = fetch(step) if step < steps else None
         while step < steps and not (stop and saving):
             length = min(log_every - step % log_every, steps - step)
-            indices = [batch_indices(len(dataset.train), batch_size, seed + s, step, length) for s in range(num_seeds)]
-            state, info = blocks.run(keys, state, np.stack(indices))
+            state, info = blocks.run(keys, state, batches.result())
+            batches = fetch(step + length) if step + length < steps else None
             previous, running = running, (step + length, length, info)
             step += length
             due = step >= steps or step // checkpoint_every > (step - length) // checkpoint_every

@@ -1,6 +1,7 @@
 """Devices: the same step under jit, under pmap, and under jit with the batch sharded over a mesh.
 
-What is compiled is a block of steps, one `lax.scan` over the batches' indices, with the data set on the device. Every
+What is compiled is a block of steps, one `lax.scan` over the batches' indices, with the data set on the device (or over the
+batches themselves, where the data set is a memory-mapped file). Every
 array of the State that enters and leaves a block has a leading axis of seeds, which train side by side (`vmap`).
 
   jit      one device
@@ -21,7 +22,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from avb_jax.data.dataset import to_pixels
+from avb_jax.data.dataset import Dataset, training_pixels
 from avb_jax.players import Model
 from avb_jax.types import Array, Info, Players, PyTree, State, UserError
 
@@ -32,7 +33,8 @@ MODES = ("auto", "jit", "pmap", "sharded")
 class Parallel(NamedTuple):
     """A compiled block of steps and what places its arguments; made by `compile_blocks`."""
 
-    run: Callable  # (keys [S], state [S, ...], indices from place_indices) -> (state, Info of means [S]); donates state
+    fetch: Callable  # indices [S, steps, batch_size] on the host -> the batches as `run` wants them; any thread may call it
+    run: Callable  # (keys [S], state [S, ...], batches) -> (state, Info of means [S]); donates state
     place: Callable  # state [S, ...] on the host or one device -> as `run` wants it
     gather: Callable  # as `run` returns it -> state [S, ...], one copy
     mode: str
@@ -61,8 +63,8 @@ def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[st
 
 
 def compile_blocks(
-    train_step: Callable, model: Model, optimizers: Players, data: np.ndarray, binarize: str, *, mode: str = "auto",
-    batch_size: int, num_seeds: int = 1, devices: list | None = None,
+    train_step: Callable, model: Model, optimizers: Players, dataset: Dataset, *, mode: str = "auto", batch_size: int,
+    num_seeds: int = 1, devices: list | None = None,
 ) -> Parallel:
     """Compiles blocks of a method's steps for the devices.
 
@@ -70,34 +72,37 @@ def compile_blocks(
       train_step: a method's, (key, state, batch, *, model, optimizers) -> (state, info).
       model: the method's model.
       optimizers: an optax optimiser per player.
-      data: the training examples, placed whole on every device.
-      binarize: see `data.dataset.to_pixels`.
+      dataset: its training examples are placed whole on every device, or are read batch by batch from their file.
       mode: one of `MODES`.
       batch_size: of the whole step, over all devices.
       num_seeds: S, how many runs train side by side.
       devices: all there are, by default.
 
     Returns:
-      A `Parallel`. `run` takes keys [S], a State with a leading axis S, and indices [S, steps, batch_size].
+      A `Parallel`. `run` takes keys [S], a State with a leading axis S, and what `fetch` makes of indices.
 
     Raises:
       UserError: as `resolve`.
     """
     mode, devices = resolve(mode, batch_size, devices)
     if mode == "pmap":
-        return _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices)
+        return _pmap(train_step, model, optimizers, dataset, num_seeds, devices)
     step = functools.partial(train_step, model=model, optimizers=optimizers)
-    block = _over_seeds(functools.partial(_block, step, binarize), num_seeds)
+    block = _over_seeds(functools.partial(_block, step, dataset.binarize, dataset.flip), num_seeds)
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(None, None, AXIS))
-    data = jax.device_put(data, everywhere)
+    streams = isinstance(dataset.train, np.memmap)
+    data = None if streams else jax.device_put(dataset.train, everywhere)
     compiled = jax.jit(block, donate_argnums=1, out_shardings=everywhere)
 
-    def run(keys: Array, state: State, indices: np.ndarray) -> tuple[State, Info]:
-        return compiled(keys, state, data, jax.device_put(indices, by_batch))
+    def fetch(indices: np.ndarray) -> Array:
+        return jax.device_put(_read(dataset.train, indices) if streams else indices, by_batch)
 
-    return Parallel(run, lambda state: jax.device_put(state, everywhere), lambda state: state, mode, len(devices))
+    def run(keys: Array, state: State, batches: Array) -> tuple[State, Info]:
+        return compiled(keys, state, data, batches)
+
+    return Parallel(fetch, run, lambda state: jax.device_put(state, everywhere), lambda state: state, mode, len(devices))
 
 
 def over_examples(function: Callable, devices: list | None = None) -> Callable:
@@ -124,7 +129,7 @@ def examples_per_call(count: int, chunk: int) -> int:
     return devices * min(chunk, -(-count // devices))
 
 
-def _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices) -> Parallel:
+def _pmap(train_step, model, optimizers, dataset, num_seeds, devices) -> Parallel:
     optimizers = jax.tree.map(_averaging, optimizers, is_leaf=lambda o: isinstance(o, optax.GradientTransformation))
     model = _with_axis(model)
 
@@ -136,7 +141,7 @@ def _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices) -> 
         info = jax.lax.pmean(jax.tree.map(jnp.mean, info), AXIS)
         return state._replace(batch_stats=batch_stats), info
 
-    block = _over_seeds(functools.partial(_block, step, binarize, axis=AXIS), num_seeds)
+    block = _over_seeds(functools.partial(_block, step, dataset.binarize, dataset.flip, axis=AXIS), num_seeds)
     compiled = jax.pmap(block, AXIS, in_axes=(None, 0, 0, 0), donate_argnums=1, devices=devices)
     count = len(devices)
     by_device = NamedSharding(jax.make_mesh((count,), (AXIS,), devices=devices), PartitionSpec(AXIS))
@@ -144,28 +149,45 @@ def _pmap(train_step, model, optimizers, data, binarize, num_seeds, devices) -> 
     def place(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: jax.device_put(np.broadcast_to(a, (count, *np.shape(a))), by_device), tree)
 
-    data = place(data)
+    streams = isinstance(dataset.train, np.memmap)
+    data = None if streams else place(dataset.train)
 
-    def run(keys: Array, state: State, indices: np.ndarray) -> tuple[State, Info]:
+    def fetch(indices: np.ndarray) -> Array:
         seeds, steps, batch_size = indices.shape
         shares = indices.reshape(seeds, steps, count, batch_size // count).transpose(2, 0, 1, 3)
-        state, info = compiled(keys, state, data, jax.device_put(np.ascontiguousarray(shares), by_device))
+        shares = np.ascontiguousarray(shares)
+        return jax.device_put(_read(dataset.train, shares) if streams else shares, by_device)
+
+    def run(keys: Array, state: State, batches: Array) -> tuple[State, Info]:
+        state, info = compiled(keys, state, data, batches)
         return state, jax.tree.map(lambda a: a[0], info)
 
-    return Parallel(run, place, lambda state: jax.tree.map(lambda a: a[0], state), "pmap", count)
+    return Parallel(fetch, run, place, lambda state: jax.tree.map(lambda a: a[0], state), "pmap", count)
 
 
-def _block(step, binarize: str, key: Array, state: State, data: Array, indices: Array, axis: str | None = None):
-    """Steps over indices [steps, B]; returns the State and the Info's means over steps and examples."""
+def _read(images: np.memmap, indices: np.ndarray) -> np.ndarray:
+    """The images [*indices.shape, ...], read in the order of the file."""
+    distinct, where = np.unique(indices, return_inverse=True)
+    return np.asarray(images[distinct])[where.reshape(indices.shape)]
 
-    def body(state: State, index: Array) -> tuple[State, Info]:
+
+def _block(
+    step, binarize: str, flip: bool, key: Array, state: State, data: Array | None, batches: Array, axis: str | None = None
+):  # fmt: skip
+    """Steps over batches [steps, B, ...], or, where there are `data`, over their indices [steps, B].
+
+    Returns the State and the Info's means over steps and examples.
+    """
+
+    def body(state: State, batch: Array) -> tuple[State, Info]:
         data_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
         if axis is not None:
             data_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
-        state, info = step(step_key, state, to_pixels(data_key, data[index], binarize))
+        images = batch if data is None else data[batch]
+        state, info = step(step_key, state, training_pixels(data_key, images, binarize, flip))
         return state, jax.tree.map(jnp.mean, info)
 
-    state, infos = jax.lax.scan(body, state, indices)
+    state, infos = jax.lax.scan(body, state, batches)
     return state, jax.tree.map(jnp.mean, infos)
 
 
@@ -174,8 +196,8 @@ def _over_seeds(block: Callable, num_seeds: int) -> Callable:
     if num_seeds > 1:
         return jax.vmap(block, in_axes=(0, 0, None, 0))
 
-    def single(key: Array, state: State, data: Array, indices: Array):
-        result = block(key[0], jax.tree.map(lambda a: a[0], state), data, indices[0])
+    def single(key: Array, state: State, data: Array | None, batches: Array):
+        result = block(key[0], jax.tree.map(lambda a: a[0], state), data, batches[0])
         return jax.tree.map(lambda a: a[None], result)
 
     return single

@@ -90,11 +90,12 @@ class Subject(NamedTuple):
         block = parallel.examples_per_call(count, chunk)
         split = parallel.over_examples(estimate)
 
-        def of(numbers):
-            chosen = [jnp.asarray(array)[jnp.minimum(numbers, count - 1)] for array in arrays]
-            return split(self.key, self.state, numbers, *chosen)
+        def of(numbers: np.ndarray) -> PyTree:
+            return split(self.key, self.state, numbers, *[array[np.minimum(numbers, count - 1)] for array in arrays])
 
-        return by_blocks(f"{self.name} {what}", of, count, block, self.kept(what), self.settings(**settings), describe)
+        abstract = [jax.ShapeDtypeStruct((block, *array.shape[1:]), array.dtype) for array in arrays]
+        like = jax.eval_shape(split, self.key, self.state, jax.ShapeDtypeStruct((block,), np.int32), *abstract)
+        return by_blocks(f"{self.name} {what}", of, like, count, block, self.kept(what), self.settings(**settings), describe)
 
 
 def evaluate_elbo(subject: Subject) -> dict[str, Number]:

@@ -26,16 +26,16 @@ class Counting:
         self.asked, self.calls = [], calls
 
     def __call__(self, numbers):
-        if not isinstance(numbers, jax.core.Tracer):
-            if not self.calls:
-                raise KeyboardInterrupt
-            self.calls -= 1
-            self.asked += list(numbers)
+        if not self.calls:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        self.asked += list(numbers)
         return Square(jnp.square(numbers))
 
 
 def run(folder, estimate, count=10, block=4, **settings):
-    return by_blocks("test", estimate, count, block, folder, settings, lambda r: f"mean {r.value.mean()}")
+    like = Square(value=jnp.zeros(block))
+    return by_blocks("test", estimate, like, count, block, folder, settings, lambda r: f"mean {r.value.mean()}")
 
 
 def test_all_examples_once_in_blocks_of_one_size(tmp_path, capsys):

@@ -27,12 +27,12 @@ def one_block(dataset, model, optimizers, mode, devices, method=avb, steps=1, nu
     state = initial_state(method, model, optimizers, dataset, 0, num_seeds)
     before = jax.tree.map(np.asarray, state)
     blocks = parallel.compile_blocks(
-        method.train_step, model, optimizers, dataset.train, "none", mode=mode, batch_size=BATCH, num_seeds=num_seeds,
+        method.train_step, model, optimizers, dataset, mode=mode, batch_size=BATCH, num_seeds=num_seeds,
         devices=jax.devices()[:devices],
     )  # fmt: skip
     indices = np.arange(num_seeds * steps * BATCH, dtype=np.int32).reshape(num_seeds, steps, BATCH) % len(dataset.train)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(5), s))(jnp.arange(num_seeds))
-    after, info = blocks.run(keys, blocks.place(state), indices)
+    after, info = blocks.run(keys, blocks.place(state), blocks.fetch(indices))
     return before, jax.tree.map(np.asarray, blocks.gather(after)), info
 
 
@@ -118,3 +118,16 @@ def test_resolve():
             parallel.resolve(mode, 6, devices)
     with pytest.raises(UserError, match="parallel='magic'"):
         parallel.resolve("magic", 8, devices)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_path):
+    """The same steps, whether batches are read from the file or from the device; two seeds, mirrored images."""
+    mapped = np.memmap(tmp_path / "images", np.float32, "w+", shape=dataset.train.shape)
+    mapped[:] = dataset.train
+    states = []
+    for train in (dataset.train, mapped):
+        flipped = dataset._replace(train=train, flip=True)
+        _, after, _ = one_block(flipped, small_model("avb"), sgd, mode, 2, steps=2, num_seeds=2)
+        states.append(after)
+    jax.tree.map(np.testing.assert_array_equal, *states)

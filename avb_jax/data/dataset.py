@@ -13,12 +13,17 @@ BINARIZE = ("none", "dynamic", "threshold")
 
 
 class Dataset(NamedTuple):
-    """Images [N, *x_shape], uint8 in 0..255 or float32 in [0, 1], kept small until the device scales them."""
+    """Images [N, *x_shape], uint8 in 0..255 or float32 in [0, 1], kept small until the device scales them.
+
+    Training examples in a memory-mapped file stay there, and batches are read from it ahead of the steps that need them;
+    others are placed on the device as a whole.
+    """
 
     train: np.ndarray
     test: np.ndarray
     binarize: str = "none"  # see `to_pixels`
     name: str = "arrays"
+    flip: bool = False  # whether each training example is mirrored, left and right, half of the times
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -78,6 +83,15 @@ def to_pixels(key: Array, images: Array, binarize: str) -> Array:
     if binarize == "dynamic":
         return jax.random.bernoulli(key, pixels).astype(jnp.float32)
     return (pixels >= 0.5).astype(jnp.float32) if binarize == "threshold" else pixels
+
+
+def training_pixels(key: Array, images: Array, binarize: str, flip: bool) -> Array:
+    """`to_pixels` of a training batch [B, H, W, ...], each example mirrored half of the times if `flip`."""
+    x = to_pixels(key, images, binarize)
+    if not flip:
+        return x
+    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1), shape=(len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
 _EXAMPLES_PER_SHUFFLE = 2**16

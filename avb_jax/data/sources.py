@@ -4,8 +4,9 @@ import pathlib
 
 import numpy as np
 
-from avb_jax.data import idx, tfds
+from avb_jax.data import idx, photos, tfds
 from avb_jax.data.dataset import Dataset, from_arrays
+from avb_jax.data.photos import Photos
 from avb_jax.types import UserError
 
 
@@ -53,12 +54,30 @@ SOURCES = {
 }
 
 
-def load(name: str, directory: str = "", binarize: str = "none") -> Dataset:
+PHOTOS = {
+    "celeba": photos.celeba,
+    "tfds:celeb_a": photos.tfds_celeba,
+    "images": photos.folder_or_zip,
+    "drawn_faces": photos.drawn_faces,
+}
+
+
+def load(name: str, directory: str = "", binarize: str = "none", options: Photos | None = None) -> Dataset:
     """The data set called `name`, read from `directory` where it is not embedded.
+
+    Args:
+      name: in `SOURCES` or `PHOTOS`.
+      directory: where its files are.
+      binarize: see `to_pixels`; photographs are never binarised.
+      options: of photographs.
 
     Raises:
       UserError: no such name, or its files are missing or damaged.
     """
+    if name in PHOTOS:
+        if binarize != "none":
+            raise UserError(f"data.binarize={binarize!r}: {name} are photographs; use 'none'")
+        return PHOTOS[name](directory, options or Photos())
     if name not in SOURCES:
-        raise UserError(f"data.name={name!r}: must be one of {', '.join(SOURCES)}")
+        raise UserError(f"data.name={name!r}: must be one of {', '.join([*SOURCES, *PHOTOS])}")
     return SOURCES[name](directory, binarize)
