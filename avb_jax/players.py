@@ -27,7 +27,7 @@ class Model:
 
     networks: Players
     prior: distributions.StandardNormal
-    likelihood: distributions.Bernoulli | distributions.Gaussian | None  # None: a decoder that only samples
+    likelihood: distributions.Likelihood | None  # None: a decoder that only samples
     noise_dim: int  # N, how many N(0, 1) numbers the encoder gets per example
     beta: float = 1.0  # weight of the KL term once warmed up; 1 is the ELBO
     beta_warmup: int = 0  # steps over which the weight rises linearly from 0
@@ -179,7 +179,11 @@ def log_joint(state: State, model: Model) -> Callable[[Array, Array], Array]:
 
 def sample(key: Array, state: State, model: Model, count: int) -> Array:
     """Mean images [count, *x] of p(x|z) at z ~ p(z), pixels in [0, 1] under a Bernoulli likelihood."""
-    z = model.prior.sample(key, (count,))
+    return mean_images(state, model, model.prior.sample(key, (count,)))
+
+
+def mean_images(state: State, model: Model, z: Array) -> Array:
+    """Mean images [B, *x] of p(x|z) at z [B, Z]."""
     output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
     return model.likelihood.mean(output)
 
@@ -193,6 +197,4 @@ def sample_posterior(key: Array, state: State, model: Model, x: Array) -> Array:
 
 def reconstruct(key: Array, state: State, model: Model, x: Array) -> Array:
     """Mean images [B, *x] of p(x'|z) at one z ~ q(z|x) per example."""
-    z = sample_posterior(key, state, model, x)
-    output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
-    return model.likelihood.mean(output)
+    return mean_images(state, model, sample_posterior(key, state, model, x))

@@ -6,7 +6,8 @@ import optax
 
 from avb_jax import Model, Players, StandardNormal, UserError, data, networks
 from avb_jax.data import Dataset
-from avb_jax.distributions import Bernoulli, Gaussian
+from avb_jax.data.photos import Photos
+from avb_jax.distributions import Bernoulli, DiscretizedLogistic, Gaussian
 from avb_jax.methods import METHODS
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "silu": nn.silu, "tanh": nn.tanh}
@@ -21,13 +22,17 @@ def methods(config: ml_collections.ConfigDict) -> dict:
 
 def dataset(config: ml_collections.ConfigDict) -> Dataset:
     """The data set of `config.data`."""
-    return data.load(config.data.name, config.data.dir, config.data.binarize)
+    options = Photos(**{field: config.data[field] for field in Photos._fields if field in config.data})
+    return data.load(config.data.name, config.data.dir, config.data.binarize, options)
 
 
 def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ...]) -> Model:
     """The players of a method for examples of this shape; every method gets the same decoder."""
     likelihood = _pick("likelihood", config.likelihood, LIKELIHOODS)(config)
-    encoder, decoder, adversary = _pick("network.family", config.network.family, FAMILIES)(config, x_shape, likelihood)
+    shared = _pick("likelihood_scale", config.likelihood_scale, SCALES) and likelihood.parameters == 2
+    parameters = 1 if shared else likelihood.parameters
+    encoder, decoder, adversary = _pick("network.family", config.network.family, FAMILIES)(config, x_shape, parameters)
+    decoder = networks.GlobalScale(decoder) if shared else decoder
     gaussian = method == "vae"
     head = networks.GaussianEncoder if gaussian else networks.BlackBoxEncoder
     return Model(
@@ -59,17 +64,17 @@ def optimizers(config: ml_collections.ConfigDict) -> Players:
     return Players(adam("encoder", 1), adam("decoder", 1), adam("adversary", config.adversary_steps))
 
 
-def _mlp(config, x_shape, likelihood):
+def _mlp(config, x_shape, parameters):
     widths, activation, rank = tuple(config.network.widths), _activation(config), len(x_shape)
     adversary = networks.InnerProductAdversary(
         networks.MLP(widths, activation, rank), networks.MLP(widths, activation), config.network.adversary_features,
         config.network.minus_log_prior,
     )  # fmt: skip
-    decoder = networks.MLPDecoder(x_shape, likelihood.parameters, widths, activation)
+    decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
     return networks.MLP(widths, activation, rank), decoder, adversary
 
 
-def _conv(config, x_shape, likelihood):
+def _conv(config, x_shape, parameters):
     options, activation = config.network, _activation(config)
 
     def trunk() -> networks.ConvNet:
@@ -78,16 +83,31 @@ def _conv(config, x_shape, likelihood):
     z_net = networks.MLP(tuple(options.z_widths), activation)
     adversary = networks.InnerProductAdversary(trunk(), z_net, options.adversary_features, options.minus_log_prior)
     decoder = networks.ConvDecoder(
-        x_shape, likelihood.parameters, options.channels, options.kernel_size, activation, options.decoder_batch_norm
+        x_shape, parameters, options.channels, options.kernel_size, activation, options.decoder_batch_norm
     )
     return trunk(), decoder, adversary
 
 
-FAMILIES = {"mlp": _mlp, "conv": _conv}
+def _resnet(config, x_shape, parameters):
+    options, activation = config.network, _activation(config)
+    encoder = networks.ResNet(options.channels, options.kernel_size, options.units, activation, options.batch_norm)
+    decoder = networks.ResNetDecoder(
+        x_shape, parameters, options.channels, options.kernel_size, options.units, activation, options.decoder_batch_norm
+    )
+    adversary = networks.ConvAdversary(
+        options.adversary_channels, options.adversary_kernel_size, tuple(options.adversary_widths), activation,
+        options.batch_norm, options.minus_log_prior,
+    )  # fmt: skip
+    return encoder, decoder, adversary
+
+
+FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
 LIKELIHOODS = {
     "bernoulli": lambda config: Bernoulli(),
     "gaussian": lambda config: Gaussian(std=config.likelihood_std or None),
+    "logistic": lambda config: DiscretizedLogistic(),
 }
+SCALES = {"pixel": False, "global": True}  # whether all pixels share one learned scale
 
 
 def _activation(config):

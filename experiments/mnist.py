@@ -9,15 +9,14 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from avb_jax import data, plotting, workdir
+from avb_jax import data, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import importance, knn
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.players import Model
 from avb_jax.types import State
-from experiments import build, launch
+from experiments import build, launch, pictures
 
 ROWS = {
     "log_likelihood": "log-likelihood, importance sampling (bound)",
@@ -27,9 +26,6 @@ ROWS = {
     "kl": "KL(q(z|x), p(z))",
     "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
 }
-COLUMNS = 10
-SAMPLES = 100
-RECONSTRUCTIONS = 50
 
 
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -39,7 +35,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     results = {}
     for name, method in build.methods(config).items():
         model = build.model(config, name, digits.x_shape)
-        draw = functools.partial(save_figures, folder / "figures", name, method, model, digits)
+        draw = functools.partial(pictures.save, folder / "figures", name, method, model, digits)
         states = launch.train(config, folder, name, method, model, digits, on_checkpoint=draw)
         print(f"{name}: evaluating on {len(digits.test):,} held-out digits", flush=True)
         results[name] = evaluate(method, model, states, digits, config)
@@ -81,15 +77,6 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
     return {quantity: workdir.summary([float(seed[quantity]) for seed in per_seed]) for quantity in per_seed[0]}
 
 
-def save_figures(folder: pathlib.Path, name: str, method, model: Model, digits: Dataset, step: int, states: State) -> None:
-    """Samples, and reconstructions under their originals, of the first seed's run."""
-    state = jax.tree.map(lambda a: a[0], states)
-    originals, samples, reconstructions = _pictures(state, digits.test[:RECONSTRUCTIONS], method, model, digits.binarize)
-    plotting.save_images(folder / f"{name}_samples_{step:06}.png", samples, COLUMNS)
-    pairs = plotting.interleave(np.asarray(originals), np.asarray(reconstructions), COLUMNS)
-    plotting.save_images(folder / f"{name}_reconstructions_{step:06}.png", pairs, COLUMNS)
-
-
 @functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
 def _codes(key, state: State, images, method, model: Model, binarize: str):
     """One posterior draw per image [N, Z], and as many draws from the prior."""
@@ -98,13 +85,6 @@ def _codes(key, state: State, images, method, model: Model, binarize: str):
     x = data.to_pixels(data_key, jnp.asarray(images), binarize)
     draw = lambda example: method.sample_posterior(example[0], state, model, example[1][None])[0]  # noqa: E731
     return jax.lax.map(draw, (keys, x), batch_size=min(250, len(images))), model.prior.sample(prior_key, (len(images),))
-
-
-@functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
-def _pictures(state: State, images, method, model: Model, binarize: str):
-    data_key, sample_key, posterior_key = jax.random.split(jax.random.key(0), 3)
-    x = data.to_pixels(data_key, jnp.asarray(images), binarize)
-    return x, method.sample(sample_key, state, model, SAMPLES), method.reconstruct(posterior_key, state, model, x)
 
 
 if __name__ == "__main__":

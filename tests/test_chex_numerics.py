@@ -12,7 +12,7 @@ from absl.testing import parameterized
 
 from avb_jax import Bernoulli, Gaussian, Players, StandardNormal, objectives, players
 from avb_jax.data import to_pixels
-from avb_jax.distributions import normal_kl
+from avb_jax.distributions import DiscretizedLogistic, normal_kl
 from avb_jax.methods import METHODS
 from avb_jax.networks.conv import conv, conv_transpose
 from tests.conftest import small_model
@@ -44,6 +44,40 @@ class DistributionsTest(chex.TestCase):
         log_prob = self.variant(Bernoulli().log_prob)(logits, x)
         p = 1 / (1 + np.exp(-np.asarray(logits[..., 0], np.float64)))
         np.testing.assert_allclose(log_prob, scipy.stats.bernoulli.logpmf(x, p).sum((1, 2)), rtol=1e-5)
+
+    @chex.variants(**ALL)
+    def test_discretized_logistic(self):
+        likelihood = DiscretizedLogistic()
+        output = jax.random.normal(jax.random.key(0), (B, 2, 5, 2)) * jnp.array([0.4, 2.0]) + jnp.array([0.5, 0.0])
+        x = jnp.round(jax.random.uniform(jax.random.key(1), (B, 2, 5)) * 255) / 255
+        x = x.at[:, 0, 0].set(0.0).at[:, 0, 1].set(1.0)
+        log_prob = self.variant(likelihood.log_prob)(output, x)
+        mean, raw = np.moveaxis(np.asarray(output, np.float64), -1, 0)
+        scale = np.exp(np.log(0.002) + np.log(250.0) / (1 + np.exp(-raw)))
+        upper, lower = np.where(x > 0.999, np.inf, x + 0.5 / 255), np.where(x < 0.001, -np.inf, x - 0.5 / 255)
+        # The survival function where both ends lie above the mean, so that their difference is not lost.
+        cdf, sf = (getattr(scipy.stats.logistic, f) for f in ("cdf", "sf"))
+        below = cdf(upper, mean, scale) - cdf(lower, mean, scale)
+        above = sf(lower, mean, scale) - sf(upper, mean, scale)
+        expected = np.log(np.where(lower > mean, above, below)).sum((1, 2))
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-4)
+
+    def test_discretized_logistic_sums_to_one(self):
+        likelihood = DiscretizedLogistic(levels=8)
+        output = jnp.array([[0.3, 1.0], [-0.5, -2.0], [1.4, 3.0]]).reshape(3, 1, 2)
+        levels = jnp.arange(8)[:, None, None] / 7.0
+        log_prob = jax.vmap(lambda x: likelihood.log_prob(output, jnp.broadcast_to(x, (3, 1))))(levels)
+        np.testing.assert_allclose(jnp.exp(log_prob).sum(axis=0), 1.0, rtol=1e-5)
+        samples = likelihood.sample(jax.random.key(0), jnp.broadcast_to(output[:1], (20_000, 1, 2)))
+        counts = np.array([np.mean(np.isclose(samples, level)) for level in levels.ravel()])
+        np.testing.assert_allclose(counts, jnp.exp(log_prob[:, 0]), atol=0.015)
+
+    def test_discretized_logistic_is_finite_far_out(self):
+        likelihood = DiscretizedLogistic()
+        output = jnp.array([[50.0, -50.0], [-50.0, -50.0], [0.5, -50.0]]).reshape(3, 1, 2)
+        value, gradient = jax.value_and_grad(lambda o: likelihood.log_prob(o, jnp.array([[0.0], [0.5], [1.0]])).sum())(output)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
 
     @chex.variants(**ALL)
     @parameterized.parameters(0.3, None)

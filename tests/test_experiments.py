@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from avb_jax import UserError
+from avb_jax.data import faces
 from experiments import evaluate
 from experiments.configs import evaluate as evaluate_config
 from tests.test_configs import flat_fields
@@ -154,6 +155,46 @@ def test_slips_are_told_in_one_line(tmp_path, fields, config, message):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+CELEBA = [
+    *TINY, "network.channels=2", "network.units=1", "network.adversary_channels=2", "network.adversary_widths=(8,)",
+    "evaluation.images=20", "data.size=16", "latent_dim=3", "noise_dim=3",
+]  # fmt: skip
+
+
+def test_celeba_end_to_end(tmp_path):
+    """A folder of photographs, read from its cache, with the user's own features; then figures of the finished run."""
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(faces.draw(60, 20, 0)):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
+    data_fields = ["data.name=images", f"data.dir={tmp_path / 'photos'}", "data.crop=18", "data.held_out=0.4",
+                   f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
+    fields = [*CELEBA, *data_fields, "method=avb,vae", "evaluation.features=tests.test_experiments:mean_colour"]
+    done = run("celeba", tmp_path / "run", *fields)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for method in ("avb", "vae"):
+        quantities = {"elbo", "reconstruction_rmse", "ms_ssim", "frechet_distance", "sliced_wasserstein_16"}
+        assert quantities <= set(results[method])
+    assert "20 samples against 20 test images of 16x16x3, 3 features of tests.test_experiments.mean_colour" in done.stdout
+    names = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert {"avb_samples_000004.png", "vae_interpolation_000006.png", "avb_neighbours_000006.png"} <= names
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    for figure in ("samples", "neighbours"):
+        flags = [f"--workdir={tmp_path / 'run'}", f"--figure={figure}", "--method=vae", f"--out={tmp_path / figure}.png"]
+        command = [sys.executable, "-m", "experiments.sample", *flags]
+        made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert made.returncode == 0, made.stderr
+        assert (tmp_path / f"{figure}.png").exists()
+    slip = run("celeba", tmp_path / "run2", *CELEBA, "evaluation.features=nowhere:nothing")
+    assert slip.returncode == 2
+    assert "error: evaluation.features='nowhere:nothing': not MODULE:FUNCTION" in slip.stderr
+
+
+def mean_colour(images):
+    """Features for a Frechet distance [B, 3]."""
+    return images.mean(axis=(1, 2))
 
 
 QUICK = [

@@ -1,5 +1,6 @@
 """The networks of section 4: what they promise beyond their shapes."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from avb_jax import Posterior, networks
 from avb_jax.networks.dcgan import layer_sizes
+from avb_jax.networks.resnet import ResidualUnit
 from tests.conftest import small_model
 
 
@@ -22,12 +24,68 @@ def test_the_conv_family_takes_images_of_any_size(shape):
     adversary = networks.InnerProductAdversary(networks.ConvNet(4), networks.MLP((16,)))
     both = jnp.zeros((2, 3, 7))
     assert jax.eval_shape(lambda: adversary.init_with_output(key, x, both)[0]).shape == (2, 3)
+    encoder = networks.BlackBoxEncoder(networks.ResNet(4, units=1), 7)
+    assert jax.eval_shape(lambda: encoder.init_with_output(key, x, noise)[0]).shape == (3, 7)
+    decoder = networks.GlobalScale(networks.ResNetDecoder(shape, 1, 4, units=1))
+    assert jax.eval_shape(lambda: decoder.init_with_output(key, z)[0]).shape == (3, *shape, 2)
+    adversary = networks.ConvAdversary(4, z_widths=(16,))
+    assert jax.eval_shape(lambda: adversary.init_with_output(key, x, z)[0]).shape == (3,)
 
 
 def test_layer_sizes():
     assert layer_sizes(64, 64) == [(64, 64), (32, 32), (16, 16), (8, 8), (4, 4)]
     assert layer_sizes(28, 28) == [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2)]
     assert layer_sizes(8, 8) == [(8, 8), (4, 4), (2, 2), (2, 2), (2, 2)]
+
+
+def test_three_units_stand_for_every_hidden_layer():
+    """Section 4: four levels of three units in encoder and decoder; z and noise enter each level."""
+    x, z, noise = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 5)), jnp.zeros((1, 5))
+
+    def names(module, *inputs):
+        params = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
+        return [name for name, _ in flax.traverse_util.flatten_dict(params, sep="/").items()]
+
+    encoder, decoder = names(networks.ResNet(4), x, noise), names(networks.ResNetDecoder((64, 64, 3), 1, 4), z)
+    for params in (encoder, decoder):
+        assert len({name.split("/")[0] for name in params if name.startswith("ResidualUnit")}) == 12
+    assert sum(name.endswith("shift/kernel") for name in encoder) == 4
+    adversary = names(networks.ConvAdversary(4, z_widths=(8, 8)), x, z)
+    assert sum(name.startswith("z_") and name.endswith("kernel") for name in adversary) == 4 + 2
+
+
+def test_residual_units_start_near_the_identity():
+    h = jax.random.normal(jax.random.key(0), (4, 8, 8, 6))
+    out, _ = ResidualUnit().init_with_output(jax.random.key(1), h)
+    change = jnp.std(out - h) / jnp.std(h)
+    assert 0.01 < change < 0.3
+
+
+def test_one_scale_for_all_pixels():
+    decoder = networks.GlobalScale(networks.MLPDecoder((4, 4), 1, (8,)))
+    z = jax.random.normal(jax.random.key(0), (3, 5))
+    out, variables = decoder.init_with_output(jax.random.key(1), z)
+    assert out.shape == (3, 4, 4, 2)
+    assert np.unique(out[..., 1]).size == 1
+    mean = networks.MLPDecoder((4, 4), 1, (8,)).apply({"params": variables["params"]["decoder"]}, z)
+    np.testing.assert_array_equal(out[..., :1], mean)
+
+
+@pytest.mark.parametrize("through", ["noise", "z"])
+def test_every_level_of_the_celeba_networks_hears(through):
+    """With all projections but one at zero, noise (or z) still reaches the output."""
+    x, vector = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)), jax.random.normal(jax.random.key(1), (4, 5))
+    module = networks.ResNet(2, units=1) if through == "noise" else networks.ConvAdversary(2, 3, (4,))
+    variables = module.init(jax.random.key(2), x, vector)
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    mark = "shift/kernel" if through == "noise" else "z_"
+    projections = [name for name in flat if mark in name and name.endswith("kernel")]
+    assert len(projections) == (4 if through == "noise" else 5)
+    for kept in projections:
+        alone = {name: w * (name == kept) if name in projections else w for name, w in flat.items()}
+        params = flax.traverse_util.unflatten_dict(alone, sep="/")
+        one, two = (module.apply({**variables, "params": params}, x, s * vector) for s in (1.0, -1.0))
+        assert not np.allclose(one, two), kept
 
 
 def test_noise_enters_every_hidden_layer_through_its_own_projection():

@@ -1,7 +1,7 @@
 """Ready-made players (section 4 of the paper). Flax only: nothing here knows about losses, devices or data.
 
-An encoder or adversary is put together from a trunk (`MLP`, `ConvNet`), which turns an image, and perhaps noise, into
-features, and a head, which makes a posterior sample or T of them.
+An encoder is put together from a trunk (`MLP`, `ConvNet`, `ResNet`), which turns an image, and perhaps noise, into features,
+and a head, which makes a posterior sample of them; `InnerProductAdversary` takes two trunks.
 """
 
 from avb_jax.networks.adversaries import InnerProductAdversary
@@ -9,8 +9,9 @@ from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
 from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder
 from avb_jax.networks.mlp import MLP, MLPDecoder
+from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
-    "MLP", "BlackBoxEncoder", "Conv", "ConvDecoder", "ConvNet", "ConvTranspose", "GaussianEncoder",
-    "InnerProductAdversary", "MLPDecoder",
+    "MLP", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose", "GaussianEncoder",
+    "GlobalScale", "InnerProductAdversary", "MLPDecoder", "ResNet", "ResNetDecoder",
 ]  # fmt: skip

@@ -24,7 +24,8 @@ def layer_sizes(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def _normalise(h: Array, batch_norm: bool, axis_name: str | None, train: bool) -> Array:
+def normalise(h: Array, batch_norm: bool, axis_name: str | None, train: bool) -> Array:
+    """Batch normalisation where it is wanted."""
     if not batch_norm:
         return h
     return nn.BatchNorm(use_running_average=not train, momentum=0.99, axis_name=axis_name)(h)
@@ -50,7 +51,7 @@ class ConvNet(nn.Module):
         for i in range(DEPTH):
             stride = 1 if sizes[i + 1] == sizes[i] else 2
             h = Conv(self.channels * 2**i, self.kernel_size, stride, use_bias=not self.batch_norm)(h)
-            h = _normalise(h, self.batch_norm, self.axis_name, train)
+            h = normalise(h, self.batch_norm, self.axis_name, train)
             if noise is not None:
                 h = h + nn.Dense(h.shape[-1], use_bias=False, name=f"noise_{i}")(noise)[:, None, None]
             h = self.activation(h)
@@ -74,12 +75,12 @@ class ConvDecoder(nn.Module):
         sizes = layer_sizes(*self.x_shape[:2])[::-1]
         (height, width), deepest = sizes[0], self.channels * 2 ** (DEPTH - 1)
         h = nn.Dense(height * width * deepest)(z).reshape(-1, height, width, deepest)
-        h = self.activation(_normalise(h, self.batch_norm, self.axis_name, train))
+        h = self.activation(normalise(h, self.batch_norm, self.axis_name, train))
         for i, (height, width) in enumerate(sizes[1:]):
             last = i == DEPTH - 1
             features = colours * self.parameters if last else deepest // 2 ** (i + 1)
             layer = Conv if (height, width) == h.shape[1:3] else ConvTranspose
             h = layer(features, self.kernel_size)(h)[:, :height, :width]
             if not last:
-                h = self.activation(_normalise(h, self.batch_norm, self.axis_name, train))
+                h = self.activation(normalise(h, self.batch_norm, self.axis_name, train))
         return h.reshape(-1, *self.x_shape, self.parameters)

@@ -39,7 +39,8 @@ class MLPDecoder(nn.Module):
     activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, *, train: bool = False) -> Array:
+        del train
         h = MLP(self.widths, self.activation)(z)
         out = nn.Dense(math.prod(self.x_shape) * self.parameters)(h)
         return out.reshape(*z.shape[:-1], *self.x_shape, self.parameters)

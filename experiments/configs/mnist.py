@@ -31,7 +31,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "noise_dim": 32,
             "parallel": "auto",
             "likelihood": "bernoulli",
-            "likelihood_std": 0.0,
+            "likelihood_std": 0.0,  # of a Gaussian; 0 learns it
+            "likelihood_scale": "pixel",  # a learned scale for each pixel, or one for all ("global")
             "beta": 1.0,
             "beta_warmup": 0,
             "adversary_steps": 1,

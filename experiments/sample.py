@@ -1,0 +1,50 @@
+"""A figure of images from any run.
+
+    python -m experiments.sample --workdir=RUN --figure=samples|reconstructions|interpolation|neighbours [--out=PNG]
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from avb_jax import UserError
+from experiments import evaluate, pictures
+from experiments.configs import evaluate as evaluation
+
+
+def draw(run: pathlib.Path, figure: str, path: pathlib.Path | None = None, method: str = "", data_dir: str = "", seed: int = 0):
+    """Writes a figure of a run's first seed, by default to RUN/figures/METHOD_FIGURE.png; returns where it is.
+
+    Raises:
+      UserError: no run there, no checkpoint in it, or a method that it does not have.
+    """
+    options = evaluation.get_config()
+    options.update({"method": method, "data_dir": data_dir, "seeds": 1})
+    name, (subject, *_) = next(iter(evaluate.load(options, run, []).items()))
+    path = path or run / "figures" / f"{name}_{figure}.png"
+    pictures.draw(path, figure, subject.method, subject.model, subject.dataset, subject.state, seed)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    """The command; a `UserError` ends it with its one line and status 2."""
+    del argv
+    given = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)
+    try:
+        out = pathlib.Path(given.out) if given.out else None
+        print(draw(pathlib.Path(given.workdir), given.figure, out, given.method, given.data_dir, given.seed))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("figure", "samples", list(pictures.FIGURES), "What to draw.")
+    flags.DEFINE_string("workdir", None, "The run's directory.", required=True)
+    flags.DEFINE_string("method", "", "One of the run's methods; its first by default.")
+    flags.DEFINE_string("out", "", "Where to write; RUN/figures/METHOD_FIGURE.png by default.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn at random.")
+    flags.DEFINE_string("data_dir", "", "Where the data is, if no longer where the run found it.")
+    app.run(main)

@@ -1,0 +1,98 @@
+"""Image quality against closed forms, and in the directions that it must move."""
+
+import numpy as np
+import pytest
+import scipy.special
+
+from avb_jax import UserError
+from avb_jax.data import faces
+from avb_jax.evaluation import image_quality
+from avb_jax.evaluation.image_quality import frechet_distance, ms_ssim, pyramid_distances, sliced_wasserstein
+
+RNG = np.random.default_rng(0)
+
+
+def drawn(count, seed=0):
+    return faces.draw(count, 64, seed).astype(np.float32) / 255.0
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """Of equal laws shifted by m it is |m| E|u_1|, u uniform on the sphere: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))."""
+    a, shift = RNG.standard_normal((2000, 10)).astype(np.float32), np.zeros(10, np.float32)
+    shift[3] = 2.0
+    expected = 2.0 * np.exp(scipy.special.gammaln(5.0) - scipy.special.gammaln(5.5)) / np.sqrt(np.pi)
+    assert abs(sliced_wasserstein(a, a + shift, projections=4000) - expected) < 0.02
+    assert sliced_wasserstein(a, a) == 0
+    assert sliced_wasserstein(a, RNG.permutation(a)) < 1e-6
+    more = RNG.standard_normal((5000, 10)).astype(np.float32)
+    assert sliced_wasserstein(a, more) < 0.05  # of unequal sizes
+
+
+def test_the_pyramid_adds_up_to_the_image():
+    images = RNG.random((2, 64, 64, 3)).astype(np.float32)
+    levels = image_quality._laplacian_pyramid(images)
+    assert [level.shape[1] for level in levels] == [64, 32, 16]
+    rebuilt = levels[-1]
+    for level in reversed(levels[:-1]):
+        spread = np.zeros_like(level)
+        spread[:, ::2, ::2] = rebuilt
+        rebuilt = level + image_quality._smoothed(spread, gain=2.0)
+    np.testing.assert_allclose(rebuilt, images, atol=1e-5)
+    flat = image_quality._laplacian_pyramid(np.full((1, 64, 64, 1), 0.3, np.float32))
+    np.testing.assert_allclose(flat[0], 0, atol=1e-6)
+    np.testing.assert_allclose(flat[-1], 0.3, atol=1e-6)
+
+
+def test_pyramid_distances_tell_fine_from_coarse():
+    """Noise harms the fine levels, a change of layout the coarse ones; a second draw of the same law neither."""
+    images, same = drawn(300, 0), drawn(300, 1)
+    noisy = np.clip(same + 0.1 * RNG.standard_normal(same.shape), 0, 1).astype(np.float32)
+    floor, noise = (pyramid_distances(other, images) for other in (same, noisy))
+    assert set(floor) == {64, 32, 16}
+    assert noise[64] > 4 * floor[64]
+    assert noise[16] < noise[64] / 2
+    upside_down = pyramid_distances(same[:, ::-1], images)
+    assert upside_down[16] > 1.5 * floor[16]
+    assert pyramid_distances(RNG.random((20, 28, 28)), RNG.random((20, 28, 28))).keys() == {28}
+
+
+def test_ms_ssim():
+    images = drawn(8)
+    np.testing.assert_allclose(ms_ssim(images, images), 1, atol=1e-6)
+    little, much = (ms_ssim(images, np.clip(images + s * RNG.standard_normal(images.shape), 0, 1)) for s in (0.03, 0.2))
+    assert np.all(much < little)
+    assert np.all(little < 1)
+    assert ms_ssim(images, images[::-1]).mean() < 0.6
+    assert ms_ssim(images[:, :8, :8, 0], images[:, :8, :8, 0]) == pytest.approx(1)
+
+
+def test_ssim_of_constant_images_by_hand():
+    # Variances and covariance 0: contrast (c2) / (c2) = 1, luminance (2 ab + c1) / (a^2 + b^2 + c1) at the last scale alone.
+    a, b = np.full((1, 64, 64), 0.2), np.full((1, 64, 64), 0.6)
+    luminance = (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4)
+    np.testing.assert_allclose(ms_ssim(a, b), luminance**0.1333, rtol=1e-4)
+
+
+def test_frechet_distance_of_gaussians():
+    """|m|^2 + tr(A + B - 2 (A B)^(1/2)), for features that are the pixels themselves."""
+    spread = np.array([1.0, 2.0, 0.5, 1.5])
+    a = RNG.standard_normal((20_000, 2, 2)).astype(np.float32)
+    b = (RNG.standard_normal((20_000, 4)) * spread + 0.5).reshape(-1, 2, 2).astype(np.float32)
+
+    def pixels(images):
+        return images.reshape(len(images), -1)
+
+    result = frechet_distance(a, b, pixels)
+    np.testing.assert_allclose(result.distance, 4 * 0.25 + np.sum((spread - 1) ** 2), rtol=0.03)
+    assert "20,000 samples against 20,000 test images of 2x2, 4 features of tests.test_image_quality" in result.protocol
+    assert abs(frechet_distance(a, a, pixels).distance) < 1e-6
+
+
+def test_what_is_refused():
+    images = RNG.random((10, 8, 8, 3))
+    with pytest.raises(UserError, match="give finite numbers"):
+        frechet_distance(images, images, lambda x: x)
+    with pytest.raises(UserError, match="give finite numbers"):
+        frechet_distance(images, images, lambda x: np.full((len(x), 2), np.nan))
+    with pytest.raises(UserError, match="of one size"):
+        ms_ssim(images, images[:, :4])
