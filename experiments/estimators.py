@@ -107,7 +107,10 @@ def evaluate_elbo(subject: Subject) -> dict[str, Number]:
     )  # fmt: skip
     if subject.model.networks.adversary is not None:
         subject.note("the ELBO and its KL take T's word for the KL: estimates that bound nothing")
-    return {"elbo": _mean(terms.elbo), "reconstruction_error": _mean(terms.reconstruction), "kl": _mean(terms.kl)}
+    return {
+        "elbo": _mean(terms.elbo, terms.standard_error), "reconstruction_error": _mean(terms.reconstruction),
+        "kl": _mean(terms.kl),
+    }  # fmt: skip
 
 
 def evaluate_optimality(subject: Subject) -> dict[str, Number]:
@@ -297,6 +300,7 @@ def _mean(values: np.ndarray, errors: np.ndarray | None = None) -> Number:
         return Number(float("nan"), 0)
     values = np.asarray(values, np.float64)[finite]
     own = None if errors is None else float(np.sqrt(np.sum(np.square(errors[finite], dtype=np.float64))) / count)
+    own = own if own is not None and np.isfinite(own) else None  # one draw alone has no spread
     return Number(float(values.mean()), count, float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None, own)
 
 

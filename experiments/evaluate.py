@@ -40,6 +40,7 @@ ROWS = {
     "mutual_information": "I(x; z)",
     "active_units": "active units",
 }
+UNDER_T = {"elbo": "ELBO under T: an estimate, no bound", "kl": "  KL(q(z|x), p(z)) under T"}
 LEAST = {"images": 0, "bdmc.images": 1, "points": 0, "moments.draws": 2}  # of counts; 1 of all others
 
 
@@ -56,11 +57,12 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
                 raise UserError(f"{what}.{field}={value}: must be at least {least}")
             if isinstance(value, float) and not value > 0:
                 raise UserError(f"{what}.{field}={value}: must be positive")
-    notes, evaluated = [], {}
+    notes, evaluated, with_t = [], {}, set()
     for name, subjects in load(options, folder, notes).items():
         per_seed = []
         for subject in subjects:
             numbers = {}
+            with_t |= {name} if subject.model.networks.adversary is not None else set()
             for what in chosen or applicable(subject):
                 try:
                     numbers |= ESTIMATORS[what](subject)
@@ -75,7 +77,7 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         }  # fmt: skip
         workdir.write_results(folder, {name: evaluated[name]})
     for name, quantities in evaluated.items():
-        print(table(name, quantities))
+        print(table(name, quantities, under_t=name in with_t))
     print("".join(f"\n{note}" for note in dict.fromkeys(notes)))
     print(f"\nNumbers in {folder / 'results.json'}, per example in {folder / 'evaluation'}, figures in {folder / 'figures'}")
 
@@ -135,15 +137,16 @@ def _summary(numbers: list[Number]) -> dict:
     return workdir.summary([number.mean for number in numbers], **examples, **errors)
 
 
-def table(name: str, quantities: dict[str, dict]) -> str:
-    """The quantities as text."""
+def table(name: str, quantities: dict[str, dict], under_t: bool) -> str:
+    """The quantities as text; those that take T's word say so."""
+    labels = ROWS | UNDER_T if under_t else ROWS
     header = f"\n{name + ', nats per example':44}{'mean':>9}{'seeds':>10}{'examples':>10}{'estimator':>11}{'of':>9}"
     lines = [header]
     for quantity, number in quantities.items():
         errors = [number.get(key) for key in ("standard_error", "examples_standard_error", "estimator_standard_error")]
         columns = [f"+-{error:.3g}" if error is not None else "" for error in errors]
         of = f"{number['examples']:,}" if "examples" in number else ""
-        line = f"{ROWS[quantity]:44}{number['mean']:>9.3f}{columns[0]:>10}{columns[1]:>10}{columns[2]:>11}{of:>9}"
+        line = f"{labels[quantity]:44}{number['mean']:>9.3f}{columns[0]:>10}{columns[1]:>10}{columns[2]:>11}{of:>9}"
         lines.append(line.rstrip())
     return "\n".join([*lines, "standard errors: over seeds, over the examples, and the estimator's own"])
 

@@ -48,8 +48,8 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
             main(config, pathlib.Path(folder))
         except UserError as error:
             _fail(str(error))
-        except Interrupted as error:
-            print(f"\n{error}", file=sys.stderr)
+        except (Interrupted, KeyboardInterrupt) as error:
+            print(f"\n{str(error) or 'interrupted; the same command begins where it can'}", file=sys.stderr)
             sys.exit(130)
 
     app.run(start, flags_parser=parse)

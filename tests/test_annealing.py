@@ -164,6 +164,16 @@ def test_estimates_do_not_depend_on_chunk_or_devices(function, options):
     np.testing.assert_allclose(last.log_likelihood, one.log_likelihood[8:], rtol=1e-4)
 
 
+def test_the_sandwich_does_not_depend_on_chunk_or_devices():
+    model = small_model("avb", conv=True)
+    state = avb.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), jnp.zeros((2, 6, 6)))
+    one = bdmc.sandwich(KEY, state, jnp.arange(8), model=model, **ANNEALED)
+    split = lambda key, state, numbers: bdmc.sandwich(key, state, numbers, model=model, chunk=3, **ANNEALED)  # noqa: E731
+    for devices in (1, 4):
+        other = parallel.over_examples(split, jax.devices()[:devices])(KEY, state, jnp.arange(8))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
+
+
 def test_chains_that_diverge_are_told():
     """A likelihood so sharp that three temperatures cannot adapt to it: the share of divergent transitions says so."""
     case = Case(2, sigma=1e-3, scale=1.0, count=4)

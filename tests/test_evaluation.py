@@ -256,3 +256,6 @@ def test_elbo_with_the_exact_log_ratio_is_the_analytic_one():
     expected = -gaussian.analytic_negative_elbo(state.params.encoder, state.params.decoder, jnp.asarray(x))
     error = terms.elbo.std() / np.sqrt(len(terms.elbo))
     assert abs(terms.elbo.mean() - expected) < 4 * error
+    for same_x in (slice(1000), slice(1000, 2000)):  # which differ by the draws alone; their own errors say by how much
+        own = np.sqrt(np.mean(np.square(terms.standard_error[same_x])))
+        np.testing.assert_allclose(own, terms.elbo[same_x].std(), rtol=0.1)

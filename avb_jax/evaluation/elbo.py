@@ -1,6 +1,7 @@
 """The ELBO on given examples, by Monte Carlo over the posterior's draws."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,28 @@ import numpy as np
 
 from avb_jax.evaluation.examples import map_examples
 from avb_jax.players import Model
-from avb_jax.types import Array, State, Terms
+from avb_jax.types import Array, State
+
+
+class ElboEstimate(NamedTuple):
+    """Per example, in nats."""
+
+    reconstruction: Array  # [N] -log p(x|z)
+    kl: Array  # [N] KL(q(z|x), p(z)): in closed form, or T's estimate of it
+    standard_error: Array  # [N] of elbo, from the spread of the draws; not a number where there is one draw
+
+    @property
+    def elbo(self) -> Array:
+        """The evidence lower bound [N]."""
+        return -self.reconstruction - self.kl
 
 
 @functools.partial(jax.jit, static_argnames=("method", "model", "binarize", "draws", "chunk"))
 def elbo_terms(
     key: Array, state: State, images: Array | np.ndarray, *, method, model: Model, numbers: Array | None = None,
     binarize: str = "none", draws: int = 1, chunk: int = 500,
-) -> Terms:  # fmt: skip
-    """The ELBO's terms per example [N] in nats, averaged over `draws` posterior draws each.
+) -> ElboEstimate:  # fmt: skip
+    """The ELBO's terms per example, averaged over `draws` posterior draws each.
 
     Under AVB the KL term is T's estimate: no bound, and only as good as T.
 
@@ -32,8 +46,9 @@ def elbo_terms(
       chunk: examples at once.
     """
 
-    def one(key: Array, x: Array) -> Terms:
+    def one(key: Array, x: Array) -> ElboEstimate:
         terms = jax.vmap(lambda k: method.elbo_terms(k, state, x[None], model=model))(jax.random.split(key, draws))
-        return jax.tree.map(jnp.mean, terms)
+        spread = jnp.std(terms.elbo, ddof=1) if draws > 1 else jnp.nan
+        return ElboEstimate(terms.reconstruction.mean(), terms.kl.mean(), spread / jnp.sqrt(draws))
 
     return map_examples(one, key, images, numbers, binarize, chunk)

@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             },
             "ais": {
                 "images": 100, "chains": 16, "temperatures": 500, "leapfrog_steps": 10, "initial": "encoder", "fit_draws": 64,
-                "inflation": 1.2, "chunk": 20,
+                "inflation": 1.2, "chunk": 10,  # per device; 100 or more on a GPU
             },
             "bdmc": {"images": 20},  # simulated; all else as for ais
             "quadrature": {"images": 100, "points": 0, "chunk": 2000},  # points per latent, 0: 4000, 600, 80 for 1, 2, 3
