@@ -242,11 +242,9 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
     aggregated = knn.kl_to_standard_normal(codes, options.neighbours)
 
     posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
-    if posterior.mean is not None:  # q(z|x) is Gaussian
-        kl = np.asarray(distributions.normal_kl(posterior.mean, posterior.std))
-    else:
-        kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
-    of_x = _mean(kl)
+    kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
+    gaussian = posterior.mean is not None
+    of_x = _mean(np.asarray(distributions.normal_kl(posterior.mean, posterior.std)) if gaussian else kl)
     if subject.model.networks.adversary is not None:
         terms = subject.on_images(
             "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",
@@ -255,7 +253,7 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
         path = subject.folder / "figures" / f"{subject.name}_adversary_calibration.png"
         plotting.save_calibration(path, kl, terms.kl)
     return {
-        "kl_knn": of_x,
+        "kl_knn": _mean(kl),
         "kl_aggregated_posterior": Number(knn.kl_divergence(codes, prior, options.neighbours)),
         "kl_aggregated_posterior_gaussian": Number(aggregated),
         "mutual_information": of_x._replace(mean=of_x.mean - aggregated),
