@@ -114,13 +114,21 @@ def over_examples(function: Callable, devices: list | None = None) -> Callable:
     devices = jax.devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
 
-    @jax.jit
-    def split(key: Array, state: State, numbers: Array, *arrays: Array) -> PyTree:
-        specs = (PartitionSpec(), PartitionSpec(), *[PartitionSpec(AXIS)] * (1 + len(arrays)))
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
-        return mapped(key, state, numbers, *arrays)
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
 
-    return split
+    @jax.jit
+    def compiled(shared: tuple[Array, State], examples: tuple[Array, ...]) -> PyTree:
+        mapped = jax.shard_map(
+            lambda shared, examples: function(*shared, *examples), mesh=mesh, in_specs=(whole, split), out_specs=split,
+            check_vma=False,
+        )  # fmt: skip
+        return mapped(shared, examples)
+
+    def run(key: Array, state: State, numbers: Array, *arrays: Array) -> PyTree:
+        shared = jax.device_put((key, state), NamedSharding(mesh, whole))  # a restored State sits on one device
+        return compiled(shared, jax.device_put((numbers, *arrays), NamedSharding(mesh, split)))
+
+    return run
 
 
 def examples_per_call(count: int, chunk: int) -> int:

@@ -227,7 +227,10 @@ def evaluate_moments(subject: Subject) -> dict[str, Number]:
     activity = moments.activity(result)
     figure = subject.folder / "figures" / f"{subject.name}_latents.png"
     plotting.save_latents(figure, activity, result.variance.mean(axis=0), moments.ACTIVE)
-    return {"active_units": Number(float(np.sum(activity > moments.ACTIVE)))}
+    return {
+        "active_units": Number(float(np.sum(activity > moments.ACTIVE))),
+        "posterior_variance": _mean(result.variance.mean(axis=1)),
+    }
 
 
 def evaluate_knn(subject: Subject) -> dict[str, Number]:

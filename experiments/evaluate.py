@@ -39,6 +39,7 @@ ROWS = {
     "kl_aggregated_posterior_gaussian": "KL(q(z), p(z)), k-NN about a Gaussian",
     "mutual_information": "I(x; z)",
     "active_units": "active units",
+    "posterior_variance": "  variance of q(z|x), mean over latents",
 }
 UNDER_T = {"elbo": "ELBO under T: an estimate, no bound", "kl": "  KL(q(z|x), p(z)) under T"}
 LEAST = {"images": 0, "bdmc.images": 1, "points": 0, "moments.draws": 2}  # of counts; 1 of all others

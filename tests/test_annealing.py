@@ -153,7 +153,7 @@ def test_estimates_do_not_depend_on_chunk_or_devices(function, options):
     one = evaluate(chunk=12)
     for other in (evaluate(chunk=5), evaluate(chunk=1)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
-    key, state, images = evaluate.args
+    key, state, images = jax.device_put(evaluate.args, jax.devices()[0])  # committed, as a restored State is
     split = lambda key, state, numbers, images: function(  # noqa: E731
         key, state, images, numbers=numbers, chunk=2, **evaluate.keywords
     )

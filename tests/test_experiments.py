@@ -292,9 +292,9 @@ EVALUATION_ELSEWHERE = {
 
 
 @pytest.mark.slow
-def test_every_field_of_the_evaluation_changes_something(tmp_path):
+def test_every_field_of_the_evaluation_changes_something(tmp_path, idx_folder):
     folder = tmp_path / "run"
-    assert run("synthetic", folder, *SYNTHETIC, "num_seeds=1", "method=avb", "data.name=digits").returncode == 0
+    assert run("mnist", folder, *MNIST, "latent_dim=2", f"data.dir={idx_folder}").returncode == 0
     base = {}
 
     def outcome(estimator, **changes):
