@@ -68,7 +68,8 @@ class Subject(NamedTuple):
         """What results depend on: params, data, key, and `others`."""
         leaves = jax.tree.leaves((evaluation_params(self.state), self.state.batch_stats))
         params = functools.reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc), leaves, 0)
-        data = {"name": self.config.data.name, "binarize": self.config.data.binarize}
+        sample = zlib.crc32(np.ascontiguousarray(self.dataset.test[:16]))
+        data = {"name": self.config.data.name, "binarize": self.config.data.binarize, "test": sample}
         return {"params": params, "data": data, "seed": self.options.seed, **others}
 
     def on_images(

@@ -49,7 +49,7 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
         except UserError as error:
             _fail(str(error))
         except (Interrupted, KeyboardInterrupt) as error:
-            print(f"\n{str(error) or 'interrupted; the same command begins where it can'}", file=sys.stderr)
+            print(f"\n{str(error) or 'interrupted; the same command continues from what is saved'}", file=sys.stderr)
             sys.exit(130)
 
     app.run(start, flags_parser=parse)
