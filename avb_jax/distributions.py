@@ -6,6 +6,7 @@ the decoder has to emit: the decoder's output has shape [..., *x.shape, paramete
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,21 @@ def normal_log_prob(x: Array, mean: Array | float = 0.0, log_std: Array | float 
 def normal_kl(mean: Array, std: Array) -> Array:
     """KL(N(mean, diag std^2), N(0, I)) [B] in nats, from [B, Z] (Kingma & Welling 2013, appendix B)."""
     return 0.5 * jnp.sum(jnp.square(mean) + jnp.square(std) - 1.0 - 2.0 * jnp.log(std), axis=-1)
+
+
+class Normal(NamedTuple):
+    """N(mean, diag std^2) over the latents: one, or one per example."""
+
+    mean: Array  # [Z] or [B, Z]
+    std: Array  # as mean
+
+    def sample(self, key: Array, count: int) -> Array:
+        """Draws [count, *mean.shape]."""
+        return self.mean + self.std * jax.random.normal(key, (count, *self.mean.shape))
+
+    def log_prob(self, z: Array) -> Array:
+        """Log density [...] in nats, from z [..., Z]."""
+        return jnp.sum(normal_log_prob(z, self.mean, jnp.log(self.std)), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

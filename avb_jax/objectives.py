@@ -5,12 +5,25 @@ and beside it the per-example terms. Opponents' params are explicit arguments: d
 first argument alone is what holds them fixed.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from avb_jax import distributions, divergences, players
+from avb_jax import contrast, distributions, divergences, players
 from avb_jax.players import Model
 from avb_jax.types import Array, Draws, Players, Posterior, PyTree, Terms, UserError
+
+SATURATED = 5.0  # |T| from which the logistic loss has less than 1% of its gradient left
+
+
+class Said(NamedTuple):
+    """What T said per example, averaged over its draws."""
+
+    loss: Array  # [B] eq. 3.3 as a minimisation, nats
+    accuracy: Array  # [B] share of the pairs that T puts on the right side, in [0, 1]
+    saturation: Array  # [B] share of the pairs with |T| > SATURATED
+    t: Array  # [B] T(x, z) at z ~ q(z|x), nats
 
 
 def negative_elbo_adversarial(
@@ -24,23 +37,27 @@ def negative_elbo_adversarial(
     adversary's own loss, so that both see the same function where T normalises over the batch (and so that a
     compiler shares the forward pass).
 
+    Under adaptive contrast T sees (z - mean) / std and stands in for log q(z|x) - log r(z|x); the KL term is T plus
+    log r(z|x) - log p(z), see `contrast`.
+
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.
       adversary: T's params.
       batch_stats: every player's.
-      draws: x [B, ...], noise [B, N], z_prior [B, Z].
+      draws: x [B, ...], noise [S, B, N], z_prior [S, B, Z]; the KL term is averaged over S draws of z, the first is decoded.
       model: networks and distributions.
       beta: weight of the KL term.
       train: whether batch normalisation uses this batch (and updates the encoder's and decoder's statistics).
 
     Returns:
-      The loss, and (terms [B], z [B, Z], new batch statistics); `terms.kl` is T(x, z), an estimate that is only as
-      good as T and may be negative.
+      The loss, and (terms [B], z [S, B, Z] as T sees it, new batch statistics); `terms.kl` is an estimate that is only
+      as good as T and may be negative.
     """
     posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
-    t, _ = _t_of_both(adversary, batch_stats, draws, posterior.z, model, train)
-    terms = Terms(reconstruction, kl=t[0])
-    return jnp.mean(reconstruction + beta * terms.kl), (terms, posterior.z, stats)
+    beside = contrast.apply(model, params.encoder, batch_stats.encoder, draws.x, posterior, train=train)
+    t, _ = _t_of_both(adversary, batch_stats, draws, beside.z, model, train)
+    terms = Terms(reconstruction, jnp.mean(t[0] + beside.log_ratio, axis=0), beside.kl)
+    return jnp.mean(reconstruction + beta * terms.kl), (terms, beside.z, stats)
 
 
 def negative_elbo_gaussian(
@@ -63,7 +80,7 @@ def negative_elbo_gaussian(
 
 def adversary_loss(
     adversary: PyTree, batch_stats: Players, draws: Draws, z: Array, *, model: Model, train: bool = True,
-) -> tuple[Array, tuple[Array, Array, PyTree]]:
+) -> tuple[Array, tuple[Said, PyTree]]:
     """Eq. 3.3 as a minimisation over T: E[-log sigma(T(x, z)) - log(1 - sigma(T(x, z_prior)))].
 
     (Line 9 of Algorithm 1 as printed subtracts the gradient of eq. 3.3, which is maximised: an erratum.)
@@ -71,18 +88,20 @@ def adversary_loss(
     Args:
       adversary: T's params.
       batch_stats: every player's.
-      draws: x [B, ...] and z_prior [B, Z]; its noise is not read.
-      z: the encoder's draw [B, Z]; no gradient flows into it.
+      draws: x [B, ...] and z_prior [S, B, Z]; its noise is not read.
+      z: the encoder's draws [S, B, Z], normalised under adaptive contrast; no gradient flows into them.
       model: networks and distributions.
       train: whether batch normalisation uses this batch (and updates the adversary's statistics).
 
     Returns:
-      The loss, and (loss per example [B], accuracy per example [B] in [0, 1], the adversary's new batch statistics).
+      The loss, and (what T says per example, the adversary's new batch statistics).
     """
     t, stats = _t_of_both(adversary, batch_stats, draws, jax.lax.stop_gradient(z), model, train)
     loss = divergences.logistic(t[0], t[1])
     accuracy = 0.5 * ((t[0] > 0).astype(jnp.float32) + (t[1] < 0))
-    return jnp.mean(loss), (loss, accuracy, stats)
+    saturation = jnp.mean(jnp.abs(t) > SATURATED, axis=(0, 1))
+    said = Said(*(jnp.mean(a, axis=0) for a in (loss, accuracy)), saturation, jnp.mean(t[0], axis=0))
+    return jnp.mean(loss), (said, stats)
 
 
 def _generate(
@@ -92,7 +111,7 @@ def _generate(
     posterior, encoder_stats = players.encode(
         model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
     )
-    output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, posterior.z, train=train)
+    output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, posterior.z[0], train=train)
     reconstruction = -model.likelihood.log_prob(output, draws.x)
     return posterior, reconstruction, batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
 
@@ -100,6 +119,7 @@ def _generate(
 def _t_of_both(
     adversary: PyTree, batch_stats: Players, draws: Draws, z: Array, model: Model, train: bool
 ) -> tuple[Array, PyTree]:
-    """T [2, B] at the encoder's z and at the prior's, through one call of the adversary."""
-    both = jnp.stack([z, draws.z_prior])
-    return players.discriminate(model, adversary, batch_stats.adversary, draws.x, both, train=train)
+    """T [2, S, B] at the encoder's z and at the prior's, through one call of the adversary."""
+    both = jnp.concatenate([z, draws.z_prior])
+    t, stats = players.discriminate(model, adversary, batch_stats.adversary, draws.x, both, train=train)
+    return t.reshape(2, *z.shape[:2]), stats

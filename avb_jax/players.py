@@ -1,12 +1,13 @@
 """The three players as pure functions of their params, whatever Flax Linen modules they are.
 
-encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments
+encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments [B, Z]
 decoder    z [B, Z] -> the likelihood's parameters [B, *x, P]
 adversary  (x [B, ...], z [B, Z]) -> T [B]
 
 A module whose `__call__` takes `train` is told whether it trains; collections other than 'params' (batch statistics)
 are carried. An adversary that declares `shares_x = True` accepts z [S, B, Z] and returns T [S, B], which lets it
-compute its x-side once for several z; any other is called on the S * B pairs.
+compute its x-side once for several z; so does an encoder, of noise [S, B, N] and z [S, B, Z]. Any other is called on the
+S * B pairs.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ from flax import linen as nn
 from avb_jax import distributions
 from avb_jax.types import Array, Draws, Players, Posterior, PyTree, State, UserError
 
+CONTRASTS = ("none", "adaptive")
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -32,6 +35,9 @@ class Model:
     beta: float = 1.0  # weight of the KL term once warmed up; 1 is the ELBO
     beta_warmup: int = 0  # steps over which the weight rises linearly from 0
     adversary_steps: int = 1  # adversary updates per step (section 3.2: keep T near its optimum)
+    noise_draws: int = 1  # S, draws of z per example in a step: all are for T, the first one is decoded
+    contrast: str = "none"  # what T tells q(z|x) from: the prior, or with 'adaptive' a Gaussian with q's moments
+    moment_draws: int = 8  # of z, for those moments where the encoder does not tell them
     ema_decay: float = 0.0  # decay of the params' moving average that evaluation uses; 0 turns it off
 
     def __post_init__(self):
@@ -40,6 +46,9 @@ class Model:
             "beta": (self.beta >= 0, "at least 0"),
             "beta_warmup": (self.beta_warmup >= 0, "at least 0 steps"),
             "adversary_steps": (self.adversary_steps >= 1, "at least 1"),
+            "noise_draws": (self.noise_draws >= 1, "at least 1"),
+            "contrast": (self.contrast in CONTRASTS, "one of " + ", ".join(CONTRASTS)),
+            "moment_draws": (self.moment_draws >= 2, "at least 2"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
         }
         for field, (holds, remedy) in checks.items():
@@ -71,17 +80,28 @@ def _check_shape(player: str, got: tuple, expected: tuple) -> None:
 
 
 def encode(model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, *, train: bool):
-    """Draws z ~ q(z|x), one per example.
+    """Draws z ~ q(z|x) for x [B, ...] and noise [B, N], or S times as many for noise [S, B, N].
 
     Returns:
-      The `Posterior`, with z [B, Z], and the encoder's new batch statistics.
+      The `Posterior`, with z [B, Z] or [S, B, Z] and moments [B, Z], and the encoder's new batch statistics.
 
     Raises:
-      UserError: the encoder's output is not [B, Z].
+      UserError: the encoder's output does not have these shapes.
     """
-    out, stats = _apply(model.networks.encoder, params, stats, x, noise, train=train)
+    encoder, shape = model.networks.encoder, (*noise.shape[:-1], model.prior.dim)
+    separate = noise.ndim == 3 and not getattr(encoder, "shares_x", False)
+    if separate:
+        x = jnp.broadcast_to(x, (*noise.shape[:2], *x.shape[1:])).reshape(-1, *x.shape[1:])
+        noise = noise.reshape(-1, noise.shape[-1])
+    out, stats = _apply(encoder, params, stats, x, noise, train=train)
     posterior = out if isinstance(out, Posterior) else Posterior(out)
-    _check_shape("encoder", posterior.z.shape, (x.shape[0], model.prior.dim))
+    _check_shape("encoder", posterior.z.shape, (*noise.shape[:-1], model.prior.dim))
+    for moment in (posterior.mean, posterior.std):
+        if moment is not None:
+            _check_shape("encoder's moments", moment.shape, (x.shape[0], model.prior.dim))
+    if separate:  # an example's moments are the same beside each of its draws
+        z, mean, std = (None if a is None else a.reshape(shape) for a in posterior)
+        posterior = Posterior(z, None if mean is None else mean[0], None if std is None else std[0])
     return posterior, stats
 
 
@@ -114,8 +134,9 @@ def discriminate(model: Model, params: PyTree, stats: PyTree, x: Array, z: Array
 def draw(key: Array, model: Model, x: Array) -> Draws:
     """Samples lines 4 and 5 of Algorithm 1 for the examples x [B, ...]."""
     noise_key, prior_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (x.shape[0], model.noise_dim))
-    return Draws(x, noise, model.prior.sample(prior_key, x.shape[:1]))
+    pairs = (model.noise_draws, x.shape[0])
+    noise = jax.random.normal(noise_key, (*pairs, model.noise_dim))
+    return Draws(x, noise, model.prior.sample(prior_key, pairs))
 
 
 def init(key: Array, model: Model, optimizers: Players, x: Array) -> State:
@@ -135,7 +156,7 @@ def init(key: Array, model: Model, optimizers: Players, x: Array) -> State:
         if getattr(optimizers, name) is None:
             raise UserError(f"optimizers.{name}=None: the model has a network for this player; give it an optax optimiser")
         variables = dict(module.init(getattr(keys, name), *getattr(inputs, name)))
-        params[name] = variables.pop("params")
+        params[name] = variables.pop("params", {})
         stats[name] = variables
         opt_state[name] = getattr(optimizers, name).init(params[name])
     params, stats = Players(**params), Players(**stats)

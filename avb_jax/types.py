@@ -35,15 +35,16 @@ class Draws(NamedTuple):
     """What one step of Algorithm 1 samples (its lines 3 to 5)."""
 
     x: Array  # [B, ...] data
-    noise: Array  # [B, N] the encoder's noise, N(0, I)
-    z_prior: Array  # [B, Z] latent codes from the prior p(z)
+    noise: Array  # [S, B, N] the encoder's noise, N(0, I), S draws per example
+    z_prior: Array  # [S, B, Z] latent codes from the prior p(z); under adaptive contrast, which has N(0, I) there, from that
 
 
 class Terms(NamedTuple):
     """The negative ELBO's two terms, per example and in nats."""
 
     reconstruction: Array  # [B] -log p(x|z)
-    kl: Array  # [B] a one-sample estimate of KL(q(z|x), p(z)), or its closed form
+    kl: Array  # [B] an estimate of KL(q(z|x), p(z)) from the draws, or its closed form
+    kl_contrast: Array | None = None  # [B] under adaptive contrast, KL(r(z|x), p(z)) of the Gaussian r with q's moments
 
     @property
     def elbo(self) -> Array:
@@ -70,6 +71,8 @@ class Info(NamedTuple):
     elbo: Array | None = None
     reconstruction: Array | None = None
     kl: Array | None = None
+    kl_contrast: Array | None = None  # as in Terms: what is left of kl is T's share, by how much q is no Gaussian
     beta: Array | None = None  # [] weight of the KL term in this step
     adversary_loss: Array | None = None  # eq. 3.3 as a minimisation; 2 log 2 = 1.386 when T knows nothing
     adversary_accuracy: Array | None = None  # share of the two pairs that T puts on the right side, in [0, 1]
+    adversary_saturation: Array | None = None  # share of the pairs with |T| > 5, where its logistic loss has no gradient left

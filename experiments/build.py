@@ -33,13 +33,24 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
     parameters = 1 if shared else likelihood.parameters
     encoder, decoder, adversary = _pick("network.family", config.network.family, FAMILIES)(config, x_shape, parameters)
     decoder = networks.GlobalScale(decoder) if shared else decoder
-    gaussian = method == "vae"
-    head = networks.GaussianEncoder if gaussian else networks.BlackBoxEncoder
+    gaussian, latents, bases = method == "vae", config.latent_dim, config.contrast.bases
+    if gaussian:
+        head, noise_dim = networks.GaussianEncoder(encoder, latents), latents
+    elif config.contrast.kind == "adaptive" and bases:
+        head = networks.MomentEncoder(
+            encoder, latents, bases, tuple(config.contrast.widths), config.contrast.gaussian_share
+        )
+        noise_dim = latents + bases * config.noise_dim
+    else:
+        head, noise_dim = networks.BlackBoxEncoder(encoder, latents), config.noise_dim
     return Model(
-        networks=Players(head(encoder, config.latent_dim), decoder, None if gaussian else adversary),
-        prior=StandardNormal(config.latent_dim),
+        networks=Players(head, decoder, None if gaussian else adversary),
+        prior=StandardNormal(latents),
         likelihood=likelihood,
-        noise_dim=config.latent_dim if gaussian else config.noise_dim,
+        noise_dim=noise_dim,
+        contrast="none" if gaussian else config.contrast.kind,
+        moment_draws=config.contrast.moment_draws,
+        noise_draws=config.noise_draws,
         beta=config.beta,
         beta_warmup=config.beta_warmup,
         adversary_steps=config.adversary_steps,

@@ -131,12 +131,12 @@ class ObjectivesTest(chex.TestCase):
         model, _, state, x = setup()
         draws = players.draw(jax.random.key(1), model, x)
         loss_of = self.variant(lambda s, d, z: objectives.adversary_loss(s.adversary, Players({}, {}, {}), d, z, model=model))
-        loss, (per_example, accuracy, _) = loss_of(state.params, draws, draws.z_prior)
-        t = model.networks.adversary.apply({"params": state.params.adversary}, x, draws.z_prior)
+        loss, (said, _) = loss_of(state.params, draws, draws.z_prior)
+        t = model.networks.adversary.apply({"params": state.params.adversary}, x, draws.z_prior[0])
         # With both z alike, softplus(-T) + softplus(T), and T is right about exactly one of each pair.
-        np.testing.assert_allclose(per_example, np.logaddexp(0, -t) + np.logaddexp(0, t), rtol=1e-4)
-        np.testing.assert_allclose(accuracy, 0.5)
-        np.testing.assert_allclose(loss, per_example.mean(), rtol=1e-5)
+        np.testing.assert_allclose(said.loss, np.logaddexp(0, -t) + np.logaddexp(0, t), rtol=1e-4)
+        np.testing.assert_allclose(said.accuracy, 0.5)
+        np.testing.assert_allclose(loss, said.loss.mean(), rtol=1e-5)
 
     @chex.variants(**ALL)
     @parameterized.parameters("avb", "vae")

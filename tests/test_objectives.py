@@ -29,6 +29,11 @@ def _mean_and_error(per_example):
     return jnp.mean(per_example, axis=0), jnp.std(per_example, axis=0) / np.sqrt(len(per_example))
 
 
+def _in_parts(draws):
+    """The draws as many batches of 1,000 examples."""
+    return Draws(draws.x.reshape(-1, 1000, 2), *(a.reshape(-1, 1, 1000, 2) for a in (draws.noise, draws.z_prior)))
+
+
 def _within(estimates, expected, errors=4.0):
     """Every mean over axis 0 lies within so many standard errors of what is expected."""
     mean, error = _mean_and_error(estimates)
@@ -46,7 +51,7 @@ def test_logistic_does_not_overflow():
 
 def test_proposition_1_adversary_gradient_vanishes_at_the_log_ratio(game):
     model, state, draws = game
-    parts = jax.tree.map(lambda a: a.reshape(-1, 1000, 2), draws)
+    parts = _in_parts(draws)
 
     def gradient(part, shift):
         z, _ = players.encode(model, state.params.encoder, {}, part.x, part.noise, train=True)
@@ -66,7 +71,7 @@ def test_proposition_2_expected_gradient_of_optimal_t_is_zero(game):
     def t_star(q, x, z):  # q: the encoder's params where they occur in T* explicitly
         return model.networks.adversary.apply({"params": {**q, "offset": 0.0}}, x, z)
 
-    gradients = jax.vmap(jax.grad(t_star), in_axes=(None, 0, 0))(state.params.encoder, draws.x, z.z)
+    gradients = jax.vmap(jax.grad(t_star), in_axes=(None, 0, 0))(state.params.encoder, draws.x, z.z[0])
     jax.tree.map(lambda g: _within(g, 0.0), gradients)
 
 
@@ -81,7 +86,7 @@ def test_exact_log_ratio_gives_the_analytic_elbo(game):
 
 def test_exact_log_ratio_gives_the_gradients_of_the_analytic_elbo(game):
     model, state, draws = game
-    parts = jax.tree.map(lambda a: a.reshape(-1, 1000, 2), draws)
+    parts = _in_parts(draws)
 
     def gradient(part):
         generative = state.params._replace(adversary=None)
@@ -114,7 +119,7 @@ def test_a_gaussian_encoder_s_two_kls_agree(images):
     _, (terms, z, _) = objectives.negative_elbo_gaussian(state.params, state.batch_stats, draws, model=model)
     posterior, _ = players.encode(model, state.params.encoder, {}, x, draws.noise, train=False)
     log_q = jnp.sum(normal_log_prob(z, posterior.mean, jnp.log(posterior.std)), axis=-1)
-    _within(log_q - model.prior.log_prob(z), terms.kl[0])
+    _within(log_q[0] - model.prior.log_prob(z[0]), terms.kl[0])
 
 
 def test_vae_needs_a_gaussian_encoder(images):
@@ -134,7 +139,7 @@ def test_each_player_s_update_is_algorithm_1_s(images, sgd):
     theta, phi, psi = state.params.decoder, state.params.encoder, state.params.adversary
 
     def z_of(phi):
-        return networks.encoder.apply({"params": phi}, images, draws.noise)
+        return networks.encoder.apply({"params": phi}, images, draws.noise[0])
 
     def log_p(theta, z):
         logits = networks.decoder.apply({"params": theta}, z)[..., 0]
@@ -148,7 +153,7 @@ def test_each_player_s_update_is_algorithm_1_s(images, sgd):
     g_theta = jax.grad(lambda theta: jnp.mean(log_p(theta, z)))(theta)
     g_phi = jax.grad(lambda phi: jnp.mean(-t_of(psi, z_of(phi)) + log_p(theta, z_of(phi))))(phi)
     g_psi = jax.grad(
-        lambda psi: jnp.mean(jnp.log(jax.nn.sigmoid(t_of(psi, z))) + jnp.log(1 - jax.nn.sigmoid(t_of(psi, draws.z_prior))))
+        lambda psi: jnp.mean(jnp.log(jax.nn.sigmoid(t_of(psi, z))) + jnp.log(1 - jax.nn.sigmoid(t_of(psi, draws.z_prior[0]))))
     )(psi)
     expected = Players(phi, theta, psi)
     expected = jax.tree.map(lambda p, g: p + g, expected, Players(g_phi, g_theta, g_psi))

@@ -4,6 +4,7 @@ This module has the `train_step` of a method, so that `loop.fit` trains the fres
 devices, progress, checkpoints.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax import objectives, players
+from avb_jax import contrast, objectives, players
 from avb_jax.evaluation.examples import map_examples
 from avb_jax.methods.update import apply_gradients, finish_step
 from avb_jax.players import Model
@@ -45,15 +46,17 @@ def restart_adversary(key: Array, state: State, model: Model, optimizers: Player
 def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
     """One update of T alone on eq. 3.3; the encoder is in evaluation mode. Arguments and returns as in `avb.train_step`."""
     draws = players.draw(key, model, batch)
-    posterior, _ = players.encode(
-        model, state.params.encoder, state.batch_stats.encoder, batch, draws.noise, train=False
-    )
-    gradient, (loss, accuracy, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
-        state.params.adversary, state.batch_stats, draws, posterior.z, model=model
+    encoder = state.params.encoder, state.batch_stats.encoder
+    posterior, _ = players.encode(model, *encoder, batch, draws.noise, train=False)
+    z = contrast.apply(model, *encoder, batch, posterior, train=False).z
+    gradient, (said, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+        state.params.adversary, state.batch_stats, draws, z, model=model
     )
     state = state._replace(batch_stats=state.batch_stats._replace(adversary=stats))
     state = apply_gradients(state, Players(adversary=gradient), optimizers)
-    return finish_step(state, model), Info(adversary_loss=loss, adversary_accuracy=accuracy)
+    return finish_step(state, model), Info(
+        adversary_loss=said.loss, adversary_accuracy=said.accuracy, adversary_saturation=said.saturation
+    )  # fmt: skip
 
 
 class AdversaryTerms(NamedTuple):
@@ -61,7 +64,7 @@ class AdversaryTerms(NamedTuple):
 
     loss: Array  # [N] eq. 3.3 as a minimisation, nats; of two T on the same players the lower one is nearer the optimum
     accuracy: Array  # [N] in [0, 1]
-    kl: Array  # [N] T(x, z) at z ~ q(z|x): its estimate of KL(q(z|x), p(z)), nats
+    kl: Array  # [N] its estimate of KL(q(z|x), p(z)), nats: T itself, and log r(z|x) - log p(z) under adaptive contrast
 
 
 @functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
@@ -84,12 +87,10 @@ def adversary_terms(
     params, stats = players.evaluation_params(state), state.batch_stats
 
     def one(key: Array, x: Array) -> AdversaryTerms:
-        sampled = players.draw(key, model, jnp.broadcast_to(x, (draws, *x.shape)))
-        posterior, _ = players.encode(model, params.encoder, stats.encoder, sampled.x, sampled.noise, train=False)
-        loss, (_, accuracy, _) = objectives.adversary_loss(
-            params.adversary, stats, sampled, posterior.z, model=model, train=False
-        )
-        t, _ = players.discriminate(model, params.adversary, stats.adversary, sampled.x, posterior.z[None], train=False)
-        return AdversaryTerms(loss, accuracy.mean(), t.mean())
+        sampled = players.draw(key, dataclasses.replace(model, noise_draws=draws), x[None])
+        posterior, _ = players.encode(model, params.encoder, stats.encoder, x[None], sampled.noise, train=False)
+        beside = contrast.apply(model, params.encoder, stats.encoder, x[None], posterior, train=False)
+        _, (said, _) = objectives.adversary_loss(params.adversary, stats, sampled, beside.z, model=model, train=False)
+        return AdversaryTerms(said.loss[0], said.accuracy[0], (said.t + beside.log_ratio.mean(axis=0))[0])
 
     return map_examples(one, key, images, numbers, binarize, chunk)

@@ -1,31 +1,14 @@
 """Where sampling estimators start: the prior, or a Gaussian fitted to the encoder's draws."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from avb_jax.distributions import normal_log_prob
+from avb_jax.distributions import Normal
 from avb_jax.players import Model, encode, evaluation_params
 from avb_jax.types import Array, State, UserError
 
 INITIAL = ("encoder", "prior")
 SMALLEST_STD = 1e-4  # an encoder that ignores its noise would leave a proposal without a density
-
-
-class Normal(NamedTuple):
-    """N(mean, diag std^2) over the latents."""
-
-    mean: Array  # [Z]
-    std: Array  # [Z]
-
-    def sample(self, key: Array, count: int) -> Array:
-        """Draws [count, Z]."""
-        return self.mean + self.std * jax.random.normal(key, (count, *self.mean.shape))
-
-    def log_prob(self, z: Array) -> Array:
-        """Log density [...] in nats, from z [..., Z]."""
-        return jnp.sum(normal_log_prob(z, self.mean, jnp.log(self.std)), axis=-1)
 
 
 def proposal(key: Array, state: State, model: Model, x: Array, initial: str, draws: int, inflation: float) -> Normal:

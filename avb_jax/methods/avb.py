@@ -2,7 +2,7 @@
 
 import jax
 
-from avb_jax import objectives, players
+from avb_jax import contrast, objectives, players
 from avb_jax.methods.update import apply_gradients, finish_step
 from avb_jax.players import Model, init, reconstruct, sample, sample_posterior
 from avb_jax.types import Array, Info, Players, State, Terms
@@ -29,11 +29,11 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
     """
     for i in range(1, model.adversary_steps):
         draws = players.draw(jax.random.fold_in(key, i), model, batch)
-        posterior, _ = players.encode(
-            model, state.params.encoder, state.batch_stats.encoder, batch, draws.noise, train=True
-        )
-        gradient, (_, _, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
-            state.params.adversary, state.batch_stats, draws, posterior.z, model=model
+        encoder = state.params.encoder, state.batch_stats.encoder
+        posterior, _ = players.encode(model, *encoder, batch, draws.noise, train=True)
+        z = contrast.apply(model, *encoder, batch, posterior, train=True).z
+        gradient, (_, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+            state.params.adversary, state.batch_stats, draws, z, model=model
         )
         batch_stats = state.batch_stats._replace(adversary=stats)
         state = apply_gradients(state._replace(batch_stats=batch_stats), Players(adversary=gradient), optimizers)
@@ -44,12 +44,14 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
     gradients, (terms, z, stats) = jax.grad(objectives.negative_elbo_adversarial, has_aux=True)(
         generative, state.params.adversary, state.batch_stats, draws, model=model, beta=beta
     )
-    gradient, (loss, accuracy, adversary_stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+    gradient, (said, adversary_stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
         state.params.adversary, state.batch_stats, draws, z, model=model
     )
     state = state._replace(batch_stats=stats._replace(adversary=adversary_stats))
     state = apply_gradients(state, gradients._replace(adversary=gradient), optimizers)
-    info = Info(terms.elbo, terms.reconstruction, terms.kl, beta, loss, accuracy)
+    info = Info(
+        terms.elbo, terms.reconstruction, terms.kl, terms.kl_contrast, beta, said.loss, said.accuracy, said.saturation
+    )
     return finish_step(state, model), info
 
 

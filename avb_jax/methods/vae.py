@@ -17,7 +17,7 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
         state.params, state.batch_stats, players.draw(key, model, batch), model=model, beta=beta
     )
     state = apply_gradients(state._replace(batch_stats=stats), gradients, optimizers)
-    return finish_step(state, model), Info(terms.elbo, terms.reconstruction, terms.kl, beta)
+    return finish_step(state, model), Info(terms.elbo, terms.reconstruction, terms.kl, beta=beta)
 
 
 def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:

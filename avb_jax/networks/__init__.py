@@ -7,11 +7,11 @@ and a head, which makes a posterior sample of them; `InnerProductAdversary` take
 from avb_jax.networks.adversaries import InnerProductAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
-from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder
+from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder, MomentEncoder
 from avb_jax.networks.mlp import MLP, MLPDecoder
 from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
     "MLP", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose", "GaussianEncoder",
-    "GlobalScale", "InnerProductAdversary", "MLPDecoder", "ResNet", "ResNetDecoder",
+    "GlobalScale", "InnerProductAdversary", "MLPDecoder", "MomentEncoder", "ResNet", "ResNetDecoder",
 ]  # fmt: skip

@@ -1,9 +1,16 @@
 """Encoders: a trunk's features turned into a draw z ~ q(z|x)."""
 
+import math
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from avb_jax.networks.mlp import MLP
 from avb_jax.types import Array, Posterior
+
+STANDARD_DRAWS = 512
 
 
 class BlackBoxEncoder(nn.Module):
@@ -20,11 +27,13 @@ class BlackBoxEncoder(nn.Module):
 class GaussianEncoder(nn.Module):
     """q(z|x) = N(mean(x), diag std(x)^2), drawn as mean + std * noise (Kingma & Welling 2013; Figure 1a).
 
-    The noise [B, Z] is not seen by the trunk, so that q is Gaussian.
+    The noise [..., B, Z] is not seen by the trunk, so that q is Gaussian.
     """
 
     trunk: nn.Module
     latent_dim: int
+
+    shares_x = True
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
@@ -32,3 +41,63 @@ class GaussianEncoder(nn.Module):
         mean = nn.Dense(self.latent_dim, name="mean")(features)
         std = jnp.exp(nn.Dense(self.latent_dim, name="log_std")(features))
         return Posterior(mean + std * noise, mean, std)
+
+
+class MomentEncoder(nn.Module):
+    """An implicit q(z|x) that tells its moments: z = mean(x) + std(x) * v.
+
+        v = sqrt(rho) n + sqrt(1 - rho) sum_i w_i(x) u_i(eps_i)
+
+    Each u_i [Z] is a small network of noise eps_i of its own, standardised per latent, and sum_i w_i(x)^2 = 1 per latent, so
+    that v has mean 0 and variance 1: the encoder z0(x) + sum_i a_i(x) v_i(eps_i) of adaptive contrast (Mescheder, Nowozin &
+    Geiger 2017, the later version of the paper) with a_i = std * w_i. A share rho of the variance is plain Gaussian, n ~
+    N(0, I): q can then not concentrate where no T resolves it.
+
+    The u_i are standardised by their moments over `STANDARD_DRAWS` draws of noise that are always the same: the moments then
+    depend on params alone, not on what else is in the batch, when training as when evaluating.
+
+    Maps x [B, ...] and noise [..., B, Z + bases * K] to z [..., B, Z], for any K, and its moments [B, Z].
+    """
+
+    trunk: nn.Module
+    latent_dim: int
+    bases: int = 4
+    widths: Sequence[int] = (64, 64)  # of the networks u_i
+    gaussian_share: float = 0.5  # rho, in [0, 1]
+
+    shares_x = True
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
+        features = self.trunk(x, None, train=train)
+        mean = nn.Dense(self.latent_dim, name="mean")(features)
+        std = jnp.exp(nn.Dense(self.latent_dim, name="log_std")(features))
+        w = 1.0 + nn.Dense(self.bases * self.latent_dim, name="weights")(features)
+        w = w.reshape(-1, self.bases, self.latent_dim)
+        w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
+
+        gaussian, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
+        eps = eps.reshape(*eps.shape[:-1], self.bases, -1)
+        standard = jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, *eps.shape[-2:]))
+        u = _Bases(self.latent_dim, self.widths, name="bases")(jnp.concatenate([eps.reshape(-1, *eps.shape[-2:]), standard]))
+        standard = u[-STANDARD_DRAWS:]
+        u = (u[:-STANDARD_DRAWS] - standard.mean(axis=0)) / jnp.sqrt(standard.var(axis=0) + 1e-8)
+        v = jnp.sum(w * u.reshape(*eps.shape[:-1], self.latent_dim), axis=-2)
+        v = math.sqrt(self.gaussian_share) * gaussian + math.sqrt(1.0 - self.gaussian_share) * v
+        return Posterior(mean + std * v, mean, std)
+
+
+class _Bases(nn.Module):
+    """One small network per basis, [..., bases, K] -> [..., bases, Z]; a linear path beside it starts u_i near Gaussian."""
+
+    latent_dim: int
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, eps: Array) -> Array:
+        def one(parent: nn.Module, eps: Array) -> Array:
+            del parent
+            h = MLP(self.widths, nn.tanh, name="hidden")(eps)
+            return nn.Dense(self.latent_dim, name="out")(h) + nn.Dense(self.latent_dim, name="linear")(eps)
+
+        return nn.vmap(one, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=-2, out_axes=-2)(self, eps)

@@ -40,10 +40,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "beta": 1.0,
             "beta_warmup": 0,
             "adversary_steps": 3,
+            "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.0,
             "log_every": 250,
             "checkpoint_every": 1000,
             "data": {"name": "four_points", "dir": "", "binarize": "none"},
+            # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of noise_dim inputs,
+            # the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black box, whose
+            # moments are those of moment_draws draws.
+            "contrast": {"kind": "none", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8},
             "network": {
                 "family": "mlp",
                 "widths": (64, 64),

@@ -1,0 +1,56 @@
+"""Adaptive contrast: a distribution r(z|x) that stands between q(z|x) and the prior.
+
+(Mescheder, Nowozin & Geiger 2017, the later version of the paper.) T then tells (x, (z - mean) / std) from (x, N(0, I)), so
+that T* = log q(z|x) - log r(z|x): of the KL term it has to learn only what the Gaussian r, with the moments of q(.|x), misses,
+and KL(q, p) = E[T*] + E[log r(z|x) - log p(z)].
+
+No gradient flows through r. It may be any density that depends on x alone: moments that are estimated make T's task harder,
+not the KL term wrong. They are taken from noise that is the same for every x and step, so that r is a function of x (with
+fresh noise T would see z smeared by the moments' own error, and miss about Z / 2M nats of the KL for M draws).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from avb_jax import players
+from avb_jax.distributions import Normal, normal_kl
+from avb_jax.players import Model
+from avb_jax.types import Array, Posterior, PyTree
+
+SMALLEST_STD = 1e-3  # an encoder that ignores its noise would leave nothing to divide by
+
+
+class Contrasted(NamedTuple):
+    """A posterior's draws beside r(z|x)."""
+
+    z: Array  # [S, B, Z] as T sees them: (z - mean) / std, or z itself without contrast
+    log_ratio: Array  # [S, B] log r(z|x) - log p(z), nats: what the KL term has beside T
+    kl: Array | None  # [B] KL(r(z|x), p(z)), nats; None without contrast
+
+
+def apply(
+    model: Model, params: PyTree, stats: PyTree, x: Array, posterior: Posterior, *, train: bool
+) -> Contrasted:
+    """Tells the draws [S, B, Z] from r(z|x): the prior, or with `contrast='adaptive'` N(mean, diag std^2) of q(z|x).
+
+    Args:
+      model: the networks and what `contrast` it is trained with.
+      params: the encoder's.
+      stats: the encoder's batch statistics.
+      x: [B, ...].
+      posterior: what the encoder made of x. Where it tells no moments, they are those of `model.moment_draws` more draws.
+      train: as the posterior was made.
+    """
+    z = posterior.z
+    if model.contrast == "none":
+        return Contrasted(z, jnp.zeros(z.shape[:-1]), None)
+    mean, std = posterior.mean, posterior.std
+    if mean is None or std is None:
+        noise = jax.random.normal(jax.random.key(0), (model.moment_draws, 1, model.noise_dim))
+        noise = jnp.broadcast_to(noise, (model.moment_draws, x.shape[0], model.noise_dim))
+        more = players.encode(model, params, stats, x, noise, train=train)[0].z
+        mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
+    r = Normal(*jax.lax.stop_gradient((mean, jnp.maximum(std, SMALLEST_STD))))
+    return Contrasted((z - r.mean) / r.std, r.log_prob(z) - model.prior.log_prob(z), normal_kl(r.mean, r.std))
