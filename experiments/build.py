@@ -4,7 +4,7 @@ import flax.linen as nn
 import ml_collections
 import optax
 
-from avb_jax import Model, Players, StandardNormal, UserError, data, networks
+from avb_jax import Model, Players, StandardNormal, UserError, data, networks, players
 from avb_jax.data import Dataset
 from avb_jax.data.photos import Photos
 from avb_jax.distributions import Bernoulli, DiscretizedLogistic, Gaussian
@@ -33,14 +33,18 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
     parameters = 1 if shared else likelihood.parameters
     encoder, decoder, adversary = _pick("network.family", config.network.family, FAMILIES)(config, x_shape, parameters)
     decoder = networks.GlobalScale(decoder) if shared else decoder
-    gaussian, latents, bases = method == "vae", config.latent_dim, config.contrast.bases
+    gaussian, latents, options = method == "vae", config.latent_dim, config.contrast
+    adaptive = _pick("contrast.kind", options.kind, CONTRASTS) == "adaptive"
+    for field, holds, remedy in (
+        ("bases", options.bases >= 0, "at least 0"), ("gaussian_share", 0 <= options.gaussian_share <= 1, "in [0, 1]"),
+    ):  # fmt: skip
+        if not holds:
+            raise UserError(f"contrast.{field}={options[field]!r}: must be {remedy}")
     if gaussian:
         head, noise_dim = networks.GaussianEncoder(encoder, latents), latents
-    elif config.contrast.kind == "adaptive" and bases:
-        head = networks.MomentEncoder(
-            encoder, latents, bases, tuple(config.contrast.widths), config.contrast.gaussian_share
-        )
-        noise_dim = latents + bases * config.noise_dim
+    elif adaptive and options.bases:
+        head = networks.MomentEncoder(encoder, latents, options.bases, tuple(options.widths), options.gaussian_share)
+        noise_dim = latents + options.bases * config.noise_dim
     else:
         head, noise_dim = networks.BlackBoxEncoder(encoder, latents), config.noise_dim
     return Model(
@@ -48,8 +52,8 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
         prior=StandardNormal(latents),
         likelihood=likelihood,
         noise_dim=noise_dim,
-        contrast="none" if gaussian else config.contrast.kind,
-        moment_draws=config.contrast.moment_draws,
+        contrast="none" if gaussian else options.kind,
+        moment_draws=options.moment_draws,
         noise_draws=config.noise_draws,
         beta=config.beta,
         beta_warmup=config.beta_warmup,
@@ -118,6 +122,7 @@ LIKELIHOODS = {
     "gaussian": lambda config: Gaussian(std=config.likelihood_std or None),
     "logistic": lambda config: DiscretizedLogistic(),
 }
+CONTRASTS = {name: name for name in players.CONTRASTS}
 SCALES = {"pixel": False, "global": True}  # whether all pixels share one learned scale
 
 

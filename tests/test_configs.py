@@ -57,7 +57,7 @@ BASE = {
     "beta_warmup": 0, "data.name": "digits", "data.binarize": "none", "network.activation": "relu", "parallel": "jit",
     "optimizer.schedule": "cosine", "likelihood": "gaussian", "optimizer.encoder_rate": 1e-3,
     "optimizer.decoder_rate": 1e-3, "optimizer.adversary_rate": 1e-3, "latent_dim": 3, "likelihood_std": 0.0,
-    "likelihood_scale": "pixel",
+    "likelihood_scale": "pixel", "contrast.kind": "adaptive", "contrast.bases": 2, "contrast.widths": (3,),
 }  # fmt: skip
 SMALL = {
     "synthetic": {"network.widths": (8,), "network.adversary_features": 4},
@@ -77,6 +77,7 @@ CHANGES = {
     "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
+    "noise_draws": 2, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
     "parallel": "pmap",  # where every device draws noise of its own
 }  # fmt: skip
 # Fields whose effect lies outside a run's numbers; each is named where it is tested.
@@ -86,6 +87,7 @@ ELSEWHERE = {
     "evaluation.draws": "test_evaluation", "evaluation.chunk": "test_evaluation",
     "data.crop": "test_photos", "data.held_out": "test_photos", "data.split_seed": "test_photos", "data.cache": "test_photos",
     "evaluation.images": "test_experiments", "evaluation.features": "test_experiments",
+    "contrast.moment_draws": "test_contrast",
     "evaluation.importance_images": "test_experiments", "evaluation.importance_samples": "test_evaluation",
 }  # fmt: skip
 
@@ -136,7 +138,8 @@ def test_every_config_field_changes_something(name):
 
 
 @pytest.mark.parametrize(
-    "field", ["network.family", "network.activation", "likelihood", "method", "optimizer.schedule", "data.name"]
+    "field",
+    ["contrast.kind", "network.family", "network.activation", "likelihood", "method", "optimizer.schedule", "data.name"],
 )
 def test_names_are_checked(field):
     config = small("synthetic", **{field: "nonsense"})
@@ -145,7 +148,10 @@ def test_names_are_checked(field):
 
 
 def test_numbers_are_checked():
-    for changes in ({"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0}, {"beta": -1.0}, {"ema_decay": 1.0}):
+    for changes in (
+        {"contrast.bases": -1}, {"contrast.gaussian_share": 1.5}, {"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0},
+        {"beta": -1.0}, {"ema_decay": 1.0},
+    ):  # fmt: skip
         config = small("mnist", **changes)
         (name,) = changes
         with pytest.raises(UserError, match=name.replace("likelihood_std", "likelihood std")):
@@ -154,8 +160,8 @@ def test_numbers_are_checked():
 
 # The order of the design: a module imports only from those before it.
 ORDER = [
-    "types", "distributions", "divergences", "players", "objectives", "methods", "networks", "data", "parallel", "evaluation",
-    "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation",
+    "types", "distributions", "divergences", "players", "contrast", "objectives", "methods", "networks", "data", "parallel",
+    "evaluation", "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Players, UserError, objectives, parallel, players
+from avb_jax import Draws, Players, UserError, objectives, parallel, players
 from avb_jax.data import from_arrays
 from avb_jax.loop import fit, initial_state
 from avb_jax.methods import METHODS, avb
@@ -40,32 +40,35 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **TOLERANCE), a, b)
 
 
-@pytest.mark.parametrize(("method", "conv", "count"), [("avb", True, 4), ("avb", False, 2), ("vae", True, 2)])
-def test_sharded_is_one_device(dataset, sgd, count, method, conv):
+@pytest.mark.parametrize(
+    ("method", "conv", "count", "contrast"),
+    [("avb", True, 4, "none"), ("avb", False, 2, "none"), ("vae", True, 2, "none"), ("avb", True, 4, "adaptive")],
+)
+def test_sharded_is_one_device(dataset, sgd, count, method, conv, contrast):
     """A whole step, batch statistics and randomness included."""
-    model = small_model(method, conv=conv, ema_decay=0.9)
+    model = small_model(method, conv=conv, ema_decay=0.9, contrast=contrast, noise_draws=2)
     _, one, info = one_block(dataset, model, sgd, "jit", 1, METHODS[method])
     _, many, info_many = one_block(dataset, model, sgd, "sharded", count, METHODS[method])
     assert_close(one, many)
     assert_close(info, info_many)
 
 
-@pytest.mark.parametrize("conv", [False, True], ids=["mlp", "conv"])
-def test_pmap_takes_the_full_batch_gradient(dataset, sgd, conv):
+@pytest.mark.parametrize(("conv", "contrast"), [(False, "none"), (True, "none"), (False, "adaptive")])
+def test_pmap_takes_the_full_batch_gradient(dataset, sgd, conv, contrast):
     """Each device draws noise of its own: the full batch is made of the devices' draws put together."""
-    count, model = 4, small_model("avb", conv=conv)
+    count, model = 4, small_model("avb", conv=conv, contrast=contrast, noise_draws=2)
     before, after, info = one_block(dataset, model, sgd, "pmap", count)
     before, after = (jax.tree.map(lambda a: a[0], tree) for tree in (before, after))
 
     _, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0))
     shares = dataset.train[:BATCH].reshape(count, BATCH // count, 6, 6)
     draws = [players.draw(jax.random.fold_in(step_key, d), model, jnp.asarray(shares[d])) for d in range(count)]
-    draws = jax.tree.map(lambda *parts: jnp.concatenate(parts), *draws)
+    draws = Draws(*(jnp.concatenate(parts, axis) for axis, parts in zip((0, 1, 1), zip(*draws, strict=True), strict=True)))
     params, stats = before.params, before.batch_stats
     gradients, (terms, z, new_stats) = jax.grad(objectives.negative_elbo_adversarial, has_aux=True)(
         params._replace(adversary=None), params.adversary, stats, draws, model=model
     )
-    gradient, (_, _, adversary_stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
+    gradient, (_, adversary_stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
         params.adversary, stats, draws, z, model=model
     )
     expected = jax.tree.map(lambda p, g: p - g, params, gradients._replace(adversary=gradient))

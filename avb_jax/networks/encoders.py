@@ -11,6 +11,7 @@ from avb_jax.networks.mlp import MLP
 from avb_jax.types import Array, Posterior
 
 STANDARD_DRAWS = 512
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 class BlackBoxEncoder(nn.Module):
@@ -38,8 +39,8 @@ class GaussianEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, name="log_std")(features))
+        mean = nn.Dense(self.latent_dim, kernel_init=SMALL, name="mean")(features)
+        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=SMALL, name="log_std")(features))
         return Posterior(mean + std * noise, mean, std)
 
 
@@ -70,8 +71,8 @@ class MomentEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, name="log_std")(features))
+        mean = nn.Dense(self.latent_dim, kernel_init=SMALL, name="mean")(features)
+        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=SMALL, name="log_std")(features))
         w = 1.0 + nn.Dense(self.bases * self.latent_dim, name="weights")(features)
         w = w.reshape(-1, self.bases, self.latent_dim)
         w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
