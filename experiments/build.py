@@ -1,5 +1,7 @@
 """From a config to what it describes: data set, model, optimisers."""
 
+import functools
+
 import flax.linen as nn
 import ml_collections
 import optax
@@ -36,14 +38,19 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
     gaussian, latents, options = method == "vae", config.latent_dim, config.contrast
     adaptive = _pick("contrast.kind", options.kind, CONTRASTS) == "adaptive"
     for field, holds, remedy in (
-        ("bases", options.bases >= 0, "at least 0"), ("gaussian_share", 0 <= options.gaussian_share <= 1, "in [0, 1]"),
-    ):  # fmt: skip
+        ("contrast.bases", options.bases >= 0, "at least 0"),
+        ("contrast.gaussian_share", 0 <= options.gaussian_share <= 1, "in [0, 1]"),
+        ("network.head_scale", config.network.head_scale > 0, "positive"),
+    ):
         if not holds:
-            raise UserError(f"contrast.{field}={options[field]!r}: must be {remedy}")
+            value = functools.reduce(lambda part, name: part[name], field.split("."), config)
+            raise UserError(f"{field}={value!r}: must be {remedy}")
     if gaussian:
-        head, noise_dim = networks.GaussianEncoder(encoder, latents), latents
+        head, noise_dim = networks.GaussianEncoder(encoder, latents, config.network.head_scale), latents
     elif adaptive and options.bases:
-        head = networks.MomentEncoder(encoder, latents, options.bases, tuple(options.widths), options.gaussian_share)
+        head = networks.MomentEncoder(
+            encoder, latents, options.bases, tuple(options.widths), options.gaussian_share, config.network.head_scale
+        )
         noise_dim = latents + options.bases * config.noise_dim
     else:
         head, noise_dim = networks.BlackBoxEncoder(encoder, latents), config.noise_dim

@@ -58,6 +58,7 @@ BASE = {
     "optimizer.schedule": "cosine", "likelihood": "gaussian", "optimizer.encoder_rate": 1e-3,
     "optimizer.decoder_rate": 1e-3, "optimizer.adversary_rate": 1e-3, "latent_dim": 3, "likelihood_std": 0.0,
     "likelihood_scale": "pixel", "contrast.kind": "adaptive", "contrast.bases": 2, "contrast.widths": (3,),
+    "network.minus_log_prior": False, "network.head_scale": 1.0,
 }  # fmt: skip
 SMALL = {
     "synthetic": {"network.widths": (8,), "network.adversary_features": 4},
@@ -73,7 +74,8 @@ CHANGES = {
     "network.adversary_kernel_size": 5, "network.adversary_widths": (9,),
     "likelihood_std": 0.3, "beta": 0.5, "beta_warmup": 3, "adversary_steps": 2, "ema_decay": 0.9, "data.binarize": "dynamic",
     "data.name": "four_points", "network.widths": (9,), "network.activation": "tanh", "network.adversary_features": 5,
-    "network.minus_log_prior": False, "network.channels": 3, "network.kernel_size": 5, "network.batch_norm": False,
+    "network.minus_log_prior": True,
+    "network.head_scale": 0.5, "network.channels": 3, "network.kernel_size": 5, "network.batch_norm": False,
     "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
@@ -150,7 +152,7 @@ def test_names_are_checked(field):
 def test_numbers_are_checked():
     for changes in (
         {"contrast.bases": -1}, {"contrast.gaussian_share": 1.5}, {"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0},
-        {"beta": -1.0}, {"ema_decay": 1.0},
+        {"network.head_scale": 0.0}, {"beta": -1.0}, {"ema_decay": 1.0},
     ):  # fmt: skip
         config = small("mnist", **changes)
         (name,) = changes

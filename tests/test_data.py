@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import pathlib
 import struct
 import sys
 
@@ -15,6 +14,7 @@ from PIL import Image
 from avb_jax import UserError, data
 from avb_jax.data import idx, tfds
 from avb_jax.data.dataset import batch_indices
+from tests import prepared
 
 
 def idx_bytes(array):
@@ -130,39 +130,14 @@ def test_orders_differ_between_seeds_and_epochs():
     assert not (one[0] == two[0]).all()
 
 
-def write_prepared_mnist(root):
-    """What TFDS leaves after preparing `mnist`, in small: five and two images, the i-th one all i."""
-    import tensorflow_datasets as tfds_package
-    from array_record.python import array_record_module
-    from tensorflow_datasets.core import example_serializer, naming
-
-    info = tfds_package.builder("mnist", data_dir=str(root), file_format="array_record").info
-    folder = pathlib.Path(info.data_dir)
-    folder.mkdir(parents=True)
-    serializer = example_serializer.ExampleSerializer(info.features.get_serialized_info())
-    splits = []
-    for split, count in (("train", 5), ("test", 2)):
-        path = folder / f"mnist-{split}.array_record-00000-of-00001"
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        for i in range(count):
-            png = io.BytesIO()
-            Image.fromarray(np.full((28, 28), i, np.uint8)).save(png, "PNG")
-            writer.write(serializer.serialize_example({"image": png.getvalue(), "label": i}))
-        writer.close()
-        template = naming.ShardedFileTemplate(
-            data_dir=folder, dataset_name="mnist", split=split, filetype_suffix="array_record"
-        )
-        splits.append(
-            tfds_package.core.SplitInfo(name=split, shard_lengths=[count], num_bytes=1, filename_template=template)
-        )
-    info.set_splits(tfds_package.core.SplitDict(splits))
-    info.set_file_format("array_record")
-    info.write_to_directory(folder)
+def digit(i):
+    png = io.BytesIO()
+    Image.fromarray(np.full((28, 28), i, np.uint8)).save(png, "PNG")
+    return {"image": png.getvalue(), "label": i}
 
 
 def test_tfds_sets_are_read_without_tensorflow(tmp_path):
-    """A set prepared by TFDS (written here with its own feature serialisation and array_record) gives its images."""
-    write_prepared_mnist(tmp_path)
+    prepared.write(tmp_path, "mnist", {"train": 5, "test": 2}, digit)
     dataset = data.load("tfds:mnist", str(tmp_path))
     np.testing.assert_array_equal(dataset.train[:, 0, 0], [0, 1, 2, 3, 4])
     assert dataset.train.shape == (5, 28, 28)

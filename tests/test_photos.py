@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 
 import jax
@@ -13,6 +14,7 @@ from avb_jax import UserError, data
 from avb_jax.data import faces, images, photos
 from avb_jax.data.dataset import training_pixels
 from avb_jax.data.photos import Photos
+from tests import prepared
 
 RNG = np.random.default_rng(0)
 
@@ -218,6 +220,19 @@ def test_celeba_as_it_is_distributed(celeba_folder):
         data.load("celeba", str(folder / "cache"), options=options)
     with pytest.raises(UserError, match="no such folder; give the one that holds celeba's files"):
         data.load("celeba", "", options=options)
+
+
+def test_celeba_as_tfds_prepares_it(tmp_path):
+    """Its own splits and features; the same images as from a folder."""
+    encoded = [picture(218, 178) for _ in range(9)]
+    prepared.write(tmp_path, "celeb_a", {"train": 9, "validation": 1, "test": 3}, lambda i: {"image": encoded[i]})
+    got = data.load("tfds:celeb_a", str(tmp_path), options=Photos(size=8, crop=140, cache=str(tmp_path / "cache")))
+    assert got.train.shape == (9, 8, 8, 3)
+    assert got.test.shape == (3, 8, 8, 3)
+    for i, pixels in enumerate(got.train):
+        with PIL.Image.open(io.BytesIO(encoded[i])) as image:
+            np.testing.assert_array_equal(pixels, images.decode(image, 8, 140))
+    assert "tensorflow" not in sys.modules
 
 
 def test_real_faces(real_data, tmp_path):

@@ -11,7 +11,6 @@ from avb_jax.networks.mlp import MLP
 from avb_jax.types import Array, Posterior
 
 STANDARD_DRAWS = 512
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 class BlackBoxEncoder(nn.Module):
@@ -33,14 +32,15 @@ class GaussianEncoder(nn.Module):
 
     trunk: nn.Module
     latent_dim: int
+    head_scale: float = 1.0  # variance of the head's kernels, relative to 1 / features; near 0, q starts near the prior
 
     shares_x = True
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, kernel_init=SMALL, name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=SMALL, name="log_std")(features))
+        mean = nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="mean")(features)
+        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="log_std")(features))
         return Posterior(mean + std * noise, mean, std)
 
 
@@ -65,14 +65,15 @@ class MomentEncoder(nn.Module):
     bases: int = 4
     widths: Sequence[int] = (64, 64)  # of the networks u_i
     gaussian_share: float = 0.5  # rho, in [0, 1]
+    head_scale: float = 1.0  # as `GaussianEncoder`'s
 
     shares_x = True
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, kernel_init=SMALL, name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=SMALL, name="log_std")(features))
+        mean = nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="mean")(features)
+        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="log_std")(features))
         w = 1.0 + nn.Dense(self.bases * self.latent_dim, name="weights")(features)
         w = w.reshape(-1, self.bases, self.latent_dim)
         w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
@@ -102,3 +103,7 @@ class _Bases(nn.Module):
             return nn.Dense(self.latent_dim, name="out")(h) + nn.Dense(self.latent_dim, name="linear")(eps)
 
         return nn.vmap(one, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=-2, out_axes=-2)(self, eps)
+
+
+def _scaled(scale: float):
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")

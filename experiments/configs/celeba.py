@@ -80,7 +80,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "adversary_channels": 64,
                 "adversary_kernel_size": 5,
                 "adversary_widths": (1024,),
-                "minus_log_prior": False,  # T without contrast is nearer log q than log q - log p; with it T* is about 0
+                "head_scale": 0.01,  # variance of the initial kernels behind the mean and scale of q; near 0, q starts near p
+                "minus_log_prior": False,  # under adaptive contrast T starts, and if q is Gaussian ends, at 0
             },
             "optimizer": {
                 "encoder_rate": 1e-4,

@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "decoder_batch_norm": False,
                 "z_widths": (512,),  # the adversary's z-net: one hidden layer
                 "adversary_features": 512,
+                "head_scale": 1.0,  # variance of the initial kernels behind the mean and scale of q; near 0, q starts near p
                 "minus_log_prior": True,
             },
             "optimizer": {

@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "widths": (64, 64),
                 "activation": "relu",
                 "adversary_features": 64,
+                "head_scale": 1.0,  # variance of the initial kernels behind the mean and scale of q; near 0, q starts near p
                 "minus_log_prior": True,
             },
             "optimizer": {
