@@ -47,11 +47,11 @@ def from_folder(folder: pathlib.Path) -> Source:
     Raises:
       UserError: there are none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not paths:
+    paths = (os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if _is_image(name))
+    names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in paths)
+    if not names:
         raise UserError(f"data.dir={str(folder)!r}: no images in it ({', '.join(EXTENSIONS)})")
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    stats = [path.stat() for path in paths]
+    stats = (os.stat(os.path.join(folder, name)) for name in names)
     described = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in zip(names, stats, strict=True))
     return Source(str(folder), names, lambda name: PIL.Image.open(folder / name), _digest(described))
 
@@ -67,13 +67,14 @@ def from_zip(path: pathlib.Path) -> Source:
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"data.dir={str(path)!r}: not a zip file that can be read ({error}); download it again") from None
     with archive:
-        entries = [entry for entry in archive.infolist() if pathlib.PurePosixPath(entry.filename).suffix.lower() in EXTENSIONS]
+        entries = [entry for entry in archive.infolist() if _is_image(entry.filename)]
     entries = sorted((e for e in entries if not e.filename.startswith("__MACOSX/")), key=lambda entry: entry.filename)
     if not entries:
         raise UserError(f"data.dir={str(path)!r}: no images in it ({', '.join(EXTENSIONS)})")
     if any(entry.flag_bits & 1 for entry in entries):
         raise UserError(f"data.dir={str(path)!r}: encrypted; give it unpacked or without a password")
-    unsafe = [e.filename for e in entries if e.filename.startswith(("/", "\\")) or ".." in pathlib.PurePath(e.filename).parts]
+    names = [entry.filename for entry in entries]
+    unsafe = [n for n in names if n.startswith(("/", "\\")) or ".." in n.replace("\\", "/").split("/")]
     if unsafe:
         raise UserError(f"data.dir={str(path)!r}: {unsafe[0]!r} points outside the archive; no image set does that")
     local = threading.local()
@@ -84,7 +85,7 @@ def from_zip(path: pathlib.Path) -> Source:
         return PIL.Image.open(io.BytesIO(local.archive.read(name)))
 
     described = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
-    return Source(str(path), [entry.filename for entry in entries], read, _digest(described))
+    return Source(str(path), names, read, _digest(described))
 
 
 def decode(image: PIL.Image.Image, size: int, crop: int) -> np.ndarray:
@@ -232,6 +233,10 @@ def _decode_all(source, index, index_path, pixels_path, size, crop, workers) -> 
                 told = time.monotonic()
                 left = (told - begun) / (index["next"] - first) * (total - index["next"])
                 print(f"decoding image {index['next']:,}/{total:,}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _digest(text: str) -> str:

@@ -41,7 +41,7 @@ def celeba(directory: str, photos: Photos) -> Dataset:
         raise UserError(f"data.dir={directory!r}: holds neither img_align_celeba nor img_align_celeba.zip")
     source = images.from_folder(found[0]) if found[0].is_dir() else images.from_zip(found[0])
     partition = _read_partition(folder / "list_eval_partition.txt")
-    number = {name: partition.get(pathlib.PurePosixPath(name).name) for name in source.images}
+    number = {name: partition.get(name.rpartition("/")[2]) for name in source.images}
     unknown = [name for name, split in number.items() if split is None]
     if unknown:
         raise UserError(f"{folder / 'list_eval_partition.txt'}: says nothing about {unknown[0]} ({len(unknown)} such images)")
