@@ -14,6 +14,7 @@ import numpy as np
 
 from avb_jax import checkpoints, metrics, parallel
 from avb_jax.data.dataset import Dataset, batch_indices
+from avb_jax.evaluation import held_out
 from avb_jax.players import Model
 from avb_jax.types import Players, State, UserError
 
@@ -27,6 +28,7 @@ def fit(
     num_seeds: int = 1, mode: str = "auto", devices: list | None = None, log_every: int = 100, checkpoint_every: int = 1000,
     workdir: str | pathlib.Path | None = None, name: str | None = None,
     on_checkpoint: Callable[[int, State], None] | None = None, quiet: bool = False, state: State | None = None,
+    check_images: int = 32,
 ) -> State:
     """Trains a method, from its latest checkpoint where there is one.
 
@@ -47,6 +49,8 @@ def fit(
       name: what reports and folders call the run; the method's own name by default.
       on_checkpoint: called with the step and the State after each checkpoint, and once at the end.
       quiet: no progress on the terminal.
+      check_images: held-out examples on which, at each checkpoint, the ELBO under T is set beside a bound on log p(x) that does
+        not use T (`evaluation.held_out`), with a warning where they part; 0 for none.
       state: where a run without a checkpoint begins, every array with a leading axis S; what `method.init` makes by default.
 
     Returns:
@@ -60,8 +64,8 @@ def fit(
     for field, value in counts.items():
         if value < 1:
             raise UserError(f"{field}={value}: must be at least 1")
-    if steps < 0 or seed < 0:
-        raise UserError(f"steps={steps}, seed={seed}: must be at least 0")
+    if steps < 0 or seed < 0 or check_images < 0:
+        raise UserError(f"steps={steps}, seed={seed}, check_images={check_images}: must be at least 0")
     name = name or method.__name__.rpartition(".")[2]
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_seeds))
     if state is None:
@@ -89,6 +93,13 @@ def fit(
         state, running = blocks.place(state), None
         saving = False
         reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+
+        check = functools.partial(
+            held_out.compare, jax.random.key(seed), images=np.asarray(dataset.test[:check_images]), method=method, model=model,
+            binarize=dataset.binarize,
+        )  # fmt: skip
+        held_out_examples = check_images and len(dataset.test) and dataset.test is not dataset.train
+        checks = held_out_examples and model.networks.adversary is not None and hasattr(method, "elbo_terms")
 
         def fetch(start: int) -> concurrent.futures.Future:
             """The batches of the block that begins at step `start`, read on a thread of its own."""
@@ -123,6 +134,9 @@ def fit(
                     checkpoints.save(store, step, blocks.gather(state))
                 if on_checkpoint is not None and step < steps:
                     on_checkpoint(step, blocks.gather(state))
+                if checks and due and step < steps:
+                    found = [check(jax.tree.map(lambda a, s=s: a[s], blocks.gather(state))) for s in range(num_seeds)]
+                    metrics.tell_held_out(progress, writer, step, found)
                 clock = time.monotonic()
         state = blocks.gather(state)
         if stop and step < steps:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from avb_jax.evaluation.held_out import SAMPLES, HeldOut
 from avb_jax.types import Info, UserError
 
 _LABELS = {"elbo": "ELBO", "kl": "KL", "reconstruction": "rec", "adversary_loss": "T loss"}
@@ -17,6 +18,24 @@ _LABELS = {"elbo": "ELBO", "kl": "KL", "reconstruction": "rec", "adversary_loss"
 def as_numbers(info: Info) -> dict[str, np.ndarray]:
     """The Info's means by name, each [S]; what a method does not have is left out."""
     return {name: np.asarray(value) for name, value in info._asdict().items() if value is not None}
+
+
+def tell_held_out(progress: "Progress", writer: "Writer | None", step: int, found: list[HeldOut]) -> None:
+    """What each seed's held-out examples say, and a warning where the ELBO under T cannot be true."""
+    numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in HeldOut._fields}
+    if writer is not None:
+        writer.write(step, numbers, None)
+    elbo, bound = (numbers[f"held_out_{field}"].mean() for field in ("elbo", "log_likelihood"))
+    progress.note(f"step {step}, held out: ELBO under T {elbo:.4g}, log p(x) by importance sampling at least {bound:.4g}")
+    for seed, one in enumerate(found):
+        if one.parted:
+            which = f" (seed number {seed})" if len(found) > 1 else ""
+            progress.note(
+                f"warning: the ELBO under T stands {one.excess:.1f} +- {one.excess_error:.1f} nats above that bound{which}: T "
+                "is behind the encoder, or the bound is loose (effective sample size "
+                f"{one.effective_sample_size:.1f} of {SAMPLES}). Lower the encoder's rate, raise adversary_steps, or use "
+                "adaptive contrast"
+            )
 
 
 def check_finite(name: str, step: int, numbers: dict[str, np.ndarray]) -> None:

@@ -64,6 +64,7 @@ def train(
         method, model, build.optimizers(config), dataset, steps=config.steps, batch_size=config.batch_size, seed=config.seed,
         num_seeds=config.num_seeds, mode=config.parallel, log_every=config.log_every,
         checkpoint_every=config.checkpoint_every, workdir=folder, name=name, on_checkpoint=on_checkpoint,
+        check_images=config.check_images,
     )  # fmt: skip
 
 

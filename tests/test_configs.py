@@ -84,7 +84,7 @@ CHANGES = {
 }  # fmt: skip
 # Fields whose effect lies outside a run's numbers; each is named where it is tested.
 ELSEWHERE = {
-    "data.dir": "test_data", "log_every": "test_experiments (lines of metrics.jsonl)",
+    "data.dir": "test_data", "check_images": "test_loop", "log_every": "test_experiments (lines of metrics.jsonl)",
     "checkpoint_every": "test_experiments (names of figures)", "evaluation.samples": "test_evaluation",
     "evaluation.draws": "test_evaluation", "evaluation.chunk": "test_evaluation",
     "data.crop": "test_photos", "data.held_out": "test_photos", "data.split_seed": "test_photos", "data.cache": "test_photos",

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from avb_jax import Players, UserError, checkpoints, data, fit
-from avb_jax.methods import METHODS, avb
+from avb_jax.methods import METHODS, avb, vae
 from tests.conftest import small_model
 
 OPTIMIZERS = Players(*[optax.adam(1e-3)] * 3)
@@ -108,3 +108,45 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(dataset, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert [line.split("ELBO")[0].strip() for line in lines] == ["avb compiling", "avb step 4/8", "avb step 8/8"]
     assert all(word in lines[2] for word in ("KL", "rec", "T loss", "examples/s"))
+
+
+class Optimistic:
+    """AVB with an ELBO that is `by` nats too good."""
+
+    __name__ = "optimistic"
+
+    def __init__(self, by):
+        self.by, self.init, self.train_step = by, avb.init, avb.train_step
+
+    def elbo_terms(self, *arguments, **options):
+        terms = avb.elbo_terms(*arguments, **options)
+        return terms._replace(kl=terms.kl - self.by)
+
+
+@pytest.mark.parametrize("by", [-100.0, 100.0])
+def test_an_elbo_above_the_bound_is_told(tmp_path, capsys, by):
+    """At each checkpoint but the last, beside importance sampling."""
+    dataset = data.from_arrays(*np.random.default_rng(0).random((2, 20, 6, 6)), binarize="dynamic")
+    model = small_model("avb")
+    fit(
+        Optimistic(by), model, OPTIMIZERS, dataset, steps=12, batch_size=8, log_every=4, checkpoint_every=4, mode="jit",
+        workdir=tmp_path, check_images=8,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held_out = {line["step"]: line for line in lines if "held_out_elbo" in line}
+    assert set(held_out) == {4, 8}
+    for line in held_out.values():
+        np.testing.assert_allclose(line["held_out_elbo"] - line["held_out_log_likelihood"], line["held_out_excess"], rtol=1e-4)
+    told = capsys.readouterr().err
+    assert "held out: ELBO under T" in told
+    assert ("warning: the ELBO under T stands" in told) == (by > 0)
+
+
+def test_no_held_out_check_where_it_has_nothing_to_say(dataset, tmp_path):
+    both = data.from_arrays(*np.random.default_rng(0).random((2, 20, 6, 6)))
+    train(both, 8, tmp_path / "none", check_images=0)
+    fit(vae, small_model("vae"), OPTIMIZERS, both, steps=8, batch_size=8, log_every=4, checkpoint_every=4, quiet=True,
+        workdir=tmp_path / "vae", mode="jit")  # fmt: skip
+    train(dataset, 8, tmp_path / "untested")
+    for run in ("none", "vae", "untested"):
+        assert "held_out" not in (tmp_path / run / "metrics.jsonl").read_text()

@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.999,
             "log_every": 100,
+            "check_images": 16,  # held-out, at each checkpoint: the ELBO under T beside a bound without T
             "checkpoint_every": 5000,
             "data": {
                 "name": "celeba",

@@ -15,11 +15,25 @@ from experiments.launch import variant_of
 DIGITS = {
     "data.name": "digits", "network.kernel_size": 3, "log_every": 100, "adversary_steps": 2,
 }  # fmt: skip
-VARIANTS = {"": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"}}
+# The paper's comparison: the same decoder throughout, 8 or 32 latents, plain, with adaptive contrast, or a VAE.
+PAPER = {
+    "steps": 10_000, "batch_size": 128, "network.adversary_features": 1024, "network.z_widths": (512, 512),
+    "checkpoint_every": 1000, "evaluation.importance_images": 1000,
+}  # fmt: skip
+ADAPTIVE = {
+    **PAPER, "contrast.kind": "adaptive", "noise_dim": 16, "noise_draws": 8, "network.minus_log_prior": False,
+    "network.head_scale": 0.01,
+}  # fmt: skip
+VARIANTS = {
+    "": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"},
+    "avb8": PAPER, "avb8_ac": ADAPTIVE, "avb32_ac": {**ADAPTIVE, "latent_dim": 32},
+    "vae8": {**PAPER, "method": "vae", "network.head_scale": 0.01},
+    "vae32": {**PAPER, "method": "vae", "network.head_scale": 0.01, "latent_dim": 32},
+}  # fmt: skip
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config of a variant: '', 'vae', 'digits' or 'digits_vae'."""
+    """The config of a variant: '', 'vae', 'digits', 'digits_vae', 'avb8', 'avb8_ac', 'avb32_ac', 'vae8' or 'vae32'."""
     config = ml_collections.ConfigDict(
         {
             "method": "avb",
@@ -39,6 +53,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.999,
             "log_every": 50,
+            "check_images": 32,  # held-out, at each checkpoint: the ELBO under T beside a bound without T
             "checkpoint_every": 500,
             "data": {"name": "mnist", "dir": "", "binarize": "dynamic"},
             # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of noise_dim inputs,

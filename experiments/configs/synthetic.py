@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.0,
             "log_every": 250,
+            "check_images": 32,  # held-out, at each checkpoint: the ELBO under T beside a bound without T
             "checkpoint_every": 1000,
             "data": {"name": "four_points", "dir": "", "binarize": "none"},
             # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of noise_dim inputs,
