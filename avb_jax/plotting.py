@@ -128,6 +128,41 @@ def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray,
     _save(figure, path)
 
 
+def save_pairs(path: pathlib.Path, draws: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Marginals on the diagonal and pairs below it, one block of panels per method, side by side.
+
+    Args:
+      path: of the PNG.
+      draws: by title, [N, D]; the first one's outline is drawn over the other marginals.
+      names: of the D dimensions.
+    """
+    size, first = len(names), next(iter(draws.values()))
+    figure = Figure(figsize=(1.15 * size * len(draws), 1.3 * size), layout="constrained")
+    limits = [np.quantile(first[:, i], (0.001, 0.999)) for i in range(size)]
+    limits = [(low - 0.15 * (high - low), high + 0.15 * (high - low)) for low, high in limits]
+    blocks = figure.subfigures(1, len(draws), squeeze=False)[0]
+    for block, (title, z), colour in zip(blocks, draws.items(), _COLOURS, strict=False):
+        block.suptitle(title, fontsize=11)
+        panels = block.subplots(size, size)
+        for i, j in np.ndindex(size, size):
+            panel = panels[i, j]
+            panel.tick_params(labelsize=6, length=2, labelbottom=i == size - 1, labelleft=j == 0 < i)
+            panel.set_xlim(limits[j])
+            if j > i:
+                panel.axis("off")
+            elif i == j:
+                bins = np.linspace(*limits[i], 50)
+                panel.hist(z[:, i], bins, density=True, color=colour, alpha=0.6)
+                panel.hist(first[:, i], bins, density=True, histtype="step", color="black", linewidth=0.8)
+                panel.set_yticks([])
+            else:
+                panel.scatter(z[:, j], z[:, i], s=0.6, alpha=0.25, linewidths=0, color=colour)
+                panel.set_ylim(limits[i])
+            if i == size - 1:
+                panel.set_xlabel(names[j], fontsize=9)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

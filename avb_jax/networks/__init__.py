@@ -4,14 +4,15 @@ An encoder is put together from a trunk (`MLP`, `ConvNet`, `ResNet`), which turn
 and a head, which makes a posterior sample of them; `InnerProductAdversary` takes two trunks.
 """
 
-from avb_jax.networks.adversaries import InnerProductAdversary
+from avb_jax.networks.adversaries import InnerProductAdversary, LatentAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
-from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder, MomentEncoder
+from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder, MomentEncoder, Sampler
 from avb_jax.networks.mlp import MLP, MLPDecoder
 from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
     "MLP", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose", "GaussianEncoder",
-    "GlobalScale", "InnerProductAdversary", "MLPDecoder", "MomentEncoder", "ResNet", "ResNetDecoder",
+    "GlobalScale", "InnerProductAdversary", "LatentAdversary", "MLPDecoder", "MomentEncoder", "ResNet",
+    "ResNetDecoder", "Sampler",
 ]  # fmt: skip

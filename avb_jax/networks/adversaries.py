@@ -1,10 +1,12 @@
 """Adversaries: networks for T(x, z)."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from avb_jax.networks.mlp import MLP
 from avb_jax.types import Array
 
 
@@ -30,3 +32,16 @@ class InnerProductAdversary(nn.Module):
         g = nn.Dense(self.features, name="g")(self.z_net(z, train=train))
         t = jnp.sum(f * g, axis=-1) / math.sqrt(self.features)
         return t + 0.5 * jnp.sum(jnp.square(z), axis=-1) if self.minus_log_prior else t
+
+
+class LatentAdversary(nn.Module):
+    """T(z) by a fully connected network, for posteriors that depend on no x; it starts at 0. Maps z [B, Z] to T [B]."""
+
+    widths: Sequence[int] = (256, 256)
+    activation: Callable[[Array], Array] = nn.silu
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array) -> Array:
+        del x
+        h = MLP(self.widths, self.activation)(z)
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[:, 0]

@@ -107,3 +107,26 @@ class _Bases(nn.Module):
 
 def _scaled(scale: float):
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
+class Sampler(nn.Module):
+    """z = A n + b + f(eps) for the noise (n, eps): an implicit q(z) that depends on no x, with moments as `MomentEncoder`'s.
+
+    Maps x [B, ...], of which B alone matters, and noise [..., B, Z + K] to z [..., B, Z], for any K, and its moments [B, Z].
+    """
+
+    latent_dim: int
+    widths: Sequence[int] = (128, 128)
+
+    shares_x = True
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array) -> Posterior:
+        standard = jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, noise.shape[-1]))
+        both = jnp.concatenate([noise.reshape(-1, noise.shape[-1]), standard])
+        identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
+        z = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")(both[:, : self.latent_dim])
+        z = z + nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")(MLP(self.widths, nn.silu, name="hidden")(both))
+        standard = z[-STANDARD_DRAWS:]
+        moments = (jnp.broadcast_to(m, (x.shape[0], self.latent_dim)) for m in (standard.mean(axis=0), standard.std(axis=0)))
+        return Posterior(z[:-STANDARD_DRAWS].reshape(*noise.shape[:-1], self.latent_dim), *moments)
