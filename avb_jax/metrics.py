@@ -25,8 +25,8 @@ def tell_held_out(progress: "Progress", writer: "Writer | None", step: int, foun
     numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in HeldOut._fields}
     if writer is not None:
         writer.write(step, numbers, None)
-    elbo, bound = (numbers[f"held_out_{field}"].mean() for field in ("elbo", "log_likelihood"))
-    progress.note(f"step {step}, held out: ELBO under T {elbo:.4g}, log p(x) by importance sampling at least {bound:.4g}")
+    elbo, bound = (_short(numbers[f"held_out_{field}"].mean()) for field in ("elbo", "log_likelihood"))
+    progress.note(f"step {step}, held out: ELBO under T {elbo}, log p(x) by importance sampling at least {bound}")
     for seed, one in enumerate(found):
         if one.parted:
             which = f" (seed number {seed})" if len(found) > 1 else ""
@@ -105,7 +105,7 @@ class Progress:
 
     def show(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
         """The latest numbers of a training."""
-        parts = [f"{label} {numbers[field].mean():.4g}" for field, label in _LABELS.items() if field in numbers]
+        parts = [f"{label} {_short(numbers[field].mean())}" for field, label in _LABELS.items() if field in numbers]
         parts += [f"{examples_per_second:,.0f} examples/s"] if examples_per_second else []
         self.tell(step, "  ".join(parts))
 
@@ -137,3 +137,8 @@ class Progress:
         if self._bar.n == 0:
             self._bar.leave = False
         self._bar.close()
+
+
+def _short(value: float) -> str:
+    """Four digits, or all that are before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

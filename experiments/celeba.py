@@ -99,7 +99,7 @@ def table(results: dict[str, dict], real: dict[int, float], count: int) -> str:
     lines = [f"\n{'nats per image, test set':50}" + "".join(f"{name:>14}" for name in results)]
     for quantity, label in ROWS.items():
         if all(quantity in quantities for quantities in results.values()):
-            lines.append(f"{label:50}" + "".join(f"{q[quantity]['mean']:>14.4g}" for q in results.values()))
+            lines.append(f"{label:50}" + "".join(f"{q[quantity]['mean']:>14,.6g}" for q in results.values()))
     lines.append(f"\nsliced Wasserstein distance x 1,000 to {count:,} test images, by level of the pyramid")
     lines.append(f"{'pixels':50}" + "".join(f"{name:>14}" for name in [*results, "training set"]))
     for level, distance in real.items():
