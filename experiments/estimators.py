@@ -247,7 +247,7 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
 
     posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
     kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
-    gaussian = posterior.mean is not None
+    gaussian = posterior.mean is not None and subject.model.networks.adversary is None  # with a T, moments are not all
     of_x = _mean(np.asarray(distributions.normal_kl(posterior.mean, posterior.std)) if gaussian else kl)
     if subject.model.networks.adversary is not None:
         terms = subject.on_images(

@@ -87,7 +87,7 @@ def evaluate(
     kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
     numbers["elbo_knn"] = -numbers["reconstruction_error"] - float(np.mean(kl_per_point))
     posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
-    if posterior.mean is not None:  # q(z) is a mixture of Gaussians
+    if posterior.mean is not None and model.networks.adversary is None:  # q(z) is a mixture of Gaussians
         kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
         numbers["kl_aggregated_posterior_quadrature"] = float(kl)
     return numbers

@@ -80,11 +80,10 @@ class MomentEncoder(nn.Module):
 
         gaussian, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
         eps = eps.reshape(*eps.shape[:-1], self.bases, -1)
-        standard = jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, *eps.shape[-2:]))
-        u = _Bases(self.latent_dim, self.widths, name="bases")(jnp.concatenate([eps.reshape(-1, *eps.shape[-2:]), standard]))
-        standard = u[-STANDARD_DRAWS:]
-        u = (u[:-STANDARD_DRAWS] - standard.mean(axis=0)) / jnp.sqrt(standard.var(axis=0) + 1e-8)
-        v = jnp.sum(w * u.reshape(*eps.shape[:-1], self.latent_dim), axis=-2)
+        bases = _Bases(self.latent_dim, self.widths, name="bases")
+        standard = bases(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, *eps.shape[-2:])))
+        u = (bases(eps) - standard.mean(axis=0)) / jnp.sqrt(standard.var(axis=0) + 1e-8)
+        v = jnp.sum(w * u, axis=-2)
         v = math.sqrt(self.gaussian_share) * gaussian + math.sqrt(1.0 - self.gaussian_share) * v
         return Posterior(mean + std * v, mean, std)
 
@@ -122,11 +121,13 @@ class Sampler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: Array) -> Posterior:
-        standard = jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, noise.shape[-1]))
-        both = jnp.concatenate([noise.reshape(-1, noise.shape[-1]), standard])
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
-        z = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")(both[:, : self.latent_dim])
-        z = z + nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")(MLP(self.widths, nn.silu, name="hidden")(both))
-        standard = z[-STANDARD_DRAWS:]
+        linear = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")
+        hidden, out = MLP(self.widths, nn.silu, name="hidden"), nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")
+
+        def draws(noise: Array) -> Array:
+            return linear(noise[..., : self.latent_dim]) + out(hidden(noise))
+
+        standard = draws(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, noise.shape[-1])))
         moments = (jnp.broadcast_to(m, (x.shape[0], self.latent_dim)) for m in (standard.mean(axis=0), standard.std(axis=0)))
-        return Posterior(z[:-STANDARD_DRAWS].reshape(*noise.shape[:-1], self.latent_dim), *moments)
+        return Posterior(draws(noise), *moments)
