@@ -81,9 +81,9 @@ class Fit(NamedTuple):
 
 def fit(
     log_density: Callable[[Array], Array], dim: int, *, steps: int = 10_000, batch_size: int = 512, seed: int = 0,
-    noise_dim: int = 16, widths: Sequence[int] = (128, 128), adversary_widths: Sequence[int] = (256, 256),
-    adversary_steps: int = 2, sampler_rate: float = 5e-4, adversary_rate: float = 1e-3, clip: float = 10.0,
-    workdir: str | pathlib.Path | None = None, quiet: bool = False,
+    noise_dim: int = 16, widths: Sequence[int] = (128, 128), gaussian_share: float = 0.05,
+    adversary_widths: Sequence[int] = (256, 256), adversary_steps: int = 2, sampler_rate: float = 2e-4,
+    adversary_rate: float = 1e-3, clip: float = 10.0, workdir: str | pathlib.Path | None = None, quiet: bool = False,
 ) -> Fit:  # fmt: skip
     """Fits an implicit q(z) to a density by AVB with adaptive contrast.
 
@@ -95,9 +95,11 @@ def fit(
       seed: of everything random.
       noise_dim: noise numbers of the sampler beside `dim` of them that enter linearly.
       widths: of the sampler's network.
+      gaussian_share: of q's variance in each dimension that is independent Gaussian noise: a floor under how sharp q can be,
+        where sharper than T resolves is the sampler's way to a bound that is not true.
       adversary_widths: of T's.
       adversary_steps: updates of T per step (section 3.2).
-      sampler_rate: Adam's, of the sampler.
+      sampler_rate: Adam's, of the sampler. It has to be slow for T to follow: at 5e-4 the banana of the tests ran away.
       adversary_rate: Adam's, of T.
       clip: largest norm of a gradient; densities are steep far from their modes, where the sampler may start.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
@@ -114,11 +116,13 @@ def fit(
         raise UserError(f"log_density: returned {there} at z [{dim}]; it must return one number for one z")
     if not np.isfinite(log_density(jnp.zeros(dim))):
         raise UserError("log_density: is not finite at z = 0; shift z, or give a density over all of R^dim")
+    if not 0 <= gaussian_share <= 1:
+        raise UserError(f"gaussian_share={gaussian_share}: must be in [0, 1]")
     prior = StandardNormal(dim)
-    adversary = networks.LatentAdversary(tuple(adversary_widths))
+    sampler, adversary = networks.Sampler(dim, tuple(widths), gaussian_share), networks.LatentAdversary(tuple(adversary_widths))
     model = Model(
-        Players(networks.Sampler(dim, tuple(widths)), _Identity(), adversary), prior, Density(log_density, prior),
-        noise_dim=dim + noise_dim, adversary_steps=adversary_steps, contrast="adaptive", ema_decay=0.999,
+        Players(sampler, _Identity(), adversary), prior, Density(log_density, prior),
+        noise_dim=2 * dim + noise_dim, adversary_steps=adversary_steps, contrast="adaptive", ema_decay=0.999,
     )  # fmt: skip
 
     def adam(rate: float, updates: int) -> optax.GradientTransformation:

@@ -128,6 +128,17 @@ def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray,
     _save(figure, path)
 
 
+def save_titled(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
+    """Images [H, W] or [H, W, 3], uint8, side by side under their titles."""
+    figure = Figure(figsize=(3.2 * len(images), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(images), squeeze=False)[0]
+    for panel, (title, image) in zip(panels, images.items(), strict=True):
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+        panel.set_title(title, fontsize=11)
+        panel.axis("off")
+    _save(figure, path)
+
+
 def save_pairs(path: pathlib.Path, draws: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Marginals on the diagonal and pairs below it, one block of panels per method, side by side.
 

@@ -109,13 +109,17 @@ def _scaled(scale: float):
 
 
 class Sampler(nn.Module):
-    """z = A n + b + f(eps) for the noise (n, eps): an implicit q(z) that depends on no x, with moments as `MomentEncoder`'s.
+    """An implicit q(z) that depends on no x: z = mean + std * (sqrt(rho) n + sqrt(1 - rho) u(eps)), with the moments it tells.
 
-    Maps x [B, ...], of which B alone matters, and noise [..., B, Z + K] to z [..., B, Z], for any K, and its moments [B, Z].
+    u is a network of noise, standardised as the bases of `MomentEncoder`, with a linear path that starts it Gaussian. A share
+    rho of each latent's variance is n's, N(0, I): q is smooth at that scale, so that a T can resolve it.
+
+    Maps x [B, ...], of which B alone matters, and noise [..., B, 2 Z + K] to z [..., B, Z], for any K, and its moments [B, Z].
     """
 
     latent_dim: int
     widths: Sequence[int] = (128, 128)
+    gaussian_share: float = 0.05  # rho, in [0, 1]
 
     shares_x = True
 
@@ -125,9 +129,14 @@ class Sampler(nn.Module):
         linear = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")
         hidden, out = MLP(self.widths, nn.silu, name="hidden"), nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")
 
-        def draws(noise: Array) -> Array:
-            return linear(noise[..., : self.latent_dim]) + out(hidden(noise))
+        def network(eps: Array) -> Array:
+            return linear(eps[..., : self.latent_dim]) + out(hidden(eps))
 
-        standard = draws(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, noise.shape[-1])))
-        moments = (jnp.broadcast_to(m, (x.shape[0], self.latent_dim)) for m in (standard.mean(axis=0), standard.std(axis=0)))
-        return Posterior(draws(noise), *moments)
+        mean, std = (self.param(name, nn.initializers.zeros, (self.latent_dim,)) for name in ("mean", "log_std"))
+        std = jnp.exp(std)
+        n, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
+        standard = network(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, eps.shape[-1])))
+        u = (network(eps) - standard.mean(axis=0)) / jnp.sqrt(standard.var(axis=0) + 1e-8)
+        v = math.sqrt(self.gaussian_share) * n + math.sqrt(1.0 - self.gaussian_share) * u
+        moments = (jnp.broadcast_to(moment, (x.shape[0], self.latent_dim)) for moment in (mean, std))
+        return Posterior(mean + std * v, *moments)

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "gaussian": {"steps": 10_000, "rate": 5e-3, "particles": 8},
             "avb": {
                 "steps": 8000, "batch_size": 512, "noise_dim": 16, "widths": (128, 128), "adversary_widths": (256, 256),
-                "adversary_steps": 2, "sampler_rate": 5e-4, "adversary_rate": 1e-3, "clip": 10.0,
+                "adversary_steps": 2, "gaussian_share": 0.05, "sampler_rate": 2e-4, "adversary_rate": 1e-3, "clip": 10.0,
             },
         }
     )  # fmt: skip
