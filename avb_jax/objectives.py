@@ -40,6 +40,10 @@ def negative_elbo_adversarial(
     Under adaptive contrast T sees (z - mean) / std and stands in for log q(z|x) - log r(z|x); the KL term is T plus
     log r(z|x) - log p(z), see `contrast`.
 
+    With `model.adversary_floor` c > 0 the KL term takes max(T, -c). Since E_q[exp(-T*)] = 1, T* < -t has a probability under q of
+    at most e^-t, so that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any more
+    from places where a T that is off goes to minus infinity.
+
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.
       adversary: T's params.
@@ -56,7 +60,8 @@ def negative_elbo_adversarial(
     posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
     beside = contrast.apply(model, params.encoder, batch_stats.encoder, draws.x, posterior, train=train)
     t, _ = _t_of_both(adversary, batch_stats, draws, beside.z, model, train)
-    terms = Terms(reconstruction, jnp.mean(t[0] + beside.log_ratio, axis=0), beside.kl)
+    believed = jnp.maximum(t[0], -model.adversary_floor) if model.adversary_floor else t[0]
+    terms = Terms(reconstruction, jnp.mean(believed + beside.log_ratio, axis=0), beside.kl)
     return jnp.mean(reconstruction + beta * terms.kl), (terms, beside.z, stats)
 
 

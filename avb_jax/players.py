@@ -37,6 +37,7 @@ class Model:
     adversary_steps: int = 1  # adversary updates per step (section 3.2: keep T near its optimum)
     noise_draws: int = 1  # S, draws of z per example in a step: all are for T, the first one is decoded
     contrast: str = "none"  # what T tells q(z|x) from: the prior, or with 'adaptive' a Gaussian with q's moments
+    adversary_floor: float = 0.0  # c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; 0: none
     moment_draws: int = 8  # of z, for those moments where the encoder does not tell them
     ema_decay: float = 0.0  # decay of the params' moving average that evaluation uses; 0 turns it off
 
@@ -48,6 +49,7 @@ class Model:
             "adversary_steps": (self.adversary_steps >= 1, "at least 1"),
             "noise_draws": (self.noise_draws >= 1, "at least 1"),
             "contrast": (self.contrast in CONTRASTS, "one of " + ", ".join(CONTRASTS)),
+            "adversary_floor": (self.adversary_floor >= 0, "at least 0 nats"),
             "moment_draws": (self.moment_draws >= 2, "at least 2"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
         }

@@ -62,6 +62,7 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
         contrast="none" if gaussian else options.kind,
         moment_draws=options.moment_draws,
         noise_draws=config.noise_draws,
+        adversary_floor=config.adversary_floor,
         beta=config.beta,
         beta_warmup=config.beta_warmup,
         adversary_steps=config.adversary_steps,

@@ -15,8 +15,9 @@ from avb_jax.methods import METHODS
 from experiments import build
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Of those that train players on a data set.
 CONFIGS = {path.stem: importlib.import_module(f"experiments.configs.{path.stem}") for path in sorted(
-    (ROOT / "experiments" / "configs").glob("[a-z]*.py")) if path.stem != "evaluate"}  # which trains nothing
+    (ROOT / "experiments" / "configs").glob("[a-z]*.py")) if path.stem not in ("evaluate", "eight_schools")}
 ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
 
 
@@ -79,7 +80,7 @@ CHANGES = {
     "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
-    "noise_draws": 2, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
+    "noise_draws": 2, "adversary_floor": 1e-3, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
     "parallel": "pmap",  # where every device draws noise of its own
 }  # fmt: skip
 # Fields whose effect lies outside a run's numbers; each is named where it is tested.
@@ -163,7 +164,7 @@ def test_numbers_are_checked():
 # The order of the design: a module imports only from those before it.
 ORDER = [
     "types", "distributions", "divergences", "players", "contrast", "objectives", "methods", "networks", "data", "parallel",
-    "evaluation", "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation",
+    "evaluation", "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation", "inference",
 ]  # fmt: skip
 
 

@@ -223,6 +223,21 @@ def test_several_draws_are_the_mean_of_single_ones(images):
         )
 
 
+@pytest.mark.parametrize("floor", [0.5, 3.0])
+def test_a_floor_under_t_costs_at_most_its_exponential(points, floor):
+    """Under the optimal T, the KL rises, by no more than e^-c; where T is off it is -c at least, and without a gradient."""
+    exact = gaussian.model()
+    state = players.init(jax.random.key(0), exact, STANDARD, points[:4])
+    floored = dataclasses.replace(exact, adversary_floor=floor)
+    rise = _terms(floored, state, points)[1][0].kl - _terms(exact, state, points)[1][0].kl
+    assert (rise >= 0).all()
+    assert 0 < rise.mean() < np.exp(-floor)
+    off = state._replace(params=state.params._replace(adversary={**state.params.adversary, "offset": jnp.array(-1e3)}))
+    np.testing.assert_array_equal(_terms(floored, off, points[:100])[1][0].kl, -floor)
+    generative = lambda params: _terms(floored, off._replace(params=params), points[:100])[1][0].kl.sum()  # noqa: E731
+    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(generative)(off.params).encoder))
+
+
 def test_a_t_that_saturates_is_told():
     model, state = _game(gaussian.LinearEncoder(), gaussian.ExactLogRatio(), contrast="none")
     draws = players.draw(jax.random.key(1), model, jnp.zeros((50, 2)))
@@ -238,7 +253,7 @@ def test_a_t_that_saturates_is_told():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("contrast", "adaptve"), ("noise_draws", 0), ("moment_draws", 1)]
+    ("field", "value"), [("contrast", "adaptve"), ("noise_draws", 0), ("moment_draws", 1), ("adversary_floor", -1.0)]
 )
 def test_options_out_of_range(field, value):
     with pytest.raises(UserError, match=f"{field}={value!r}: must be"):

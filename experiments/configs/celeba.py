@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "beta": 1.0,
             "beta_warmup": 0,
             "adversary_steps": 1,
+            "adversary_floor": 0.0,  # c: the KL term takes max(T, -c), at a cost of at most e^-c nats; 0: none
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.999,
             "log_every": 100,

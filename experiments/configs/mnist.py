@@ -21,7 +21,7 @@ PAPER = {
     "checkpoint_every": 1000, "evaluation.importance_images": 1000,
 }  # fmt: skip
 ADAPTIVE = {
-    **PAPER, "contrast.kind": "adaptive", "noise_dim": 16, "noise_draws": 8, "network.minus_log_prior": False,
+    **PAPER, "contrast.kind": "adaptive", "adversary_floor": 3.0, "noise_dim": 16, "noise_draws": 8, "network.minus_log_prior": False,
     "network.head_scale": 0.01,
 }  # fmt: skip
 VARIANTS = {
@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "beta": 1.0,
             "beta_warmup": 0,
             "adversary_steps": 1,
+            "adversary_floor": 0.0,  # c: the KL term takes max(T, -c), at a cost of at most e^-c nats; 0: none
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.999,
             "log_every": 50,
