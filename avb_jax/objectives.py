@@ -40,9 +40,9 @@ def negative_elbo_adversarial(
     Under adaptive contrast T sees (z - mean) / std and stands in for log q(z|x) - log r(z|x); the KL term is T plus
     log r(z|x) - log p(z), see `contrast`.
 
-    With `model.adversary_floor` c > 0 the KL term takes max(T, -c). Since E_q[exp(-T*)] = 1, T* < -t has a probability under q of
-    at most e^-t, so that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any more
-    from places where a T that is off goes to minus infinity.
+    With `model.adversary_floor` c > 0 the KL term takes max(T, -c). Since E_q[exp(-T*)] = 1, T* < -t has a probability of at
+    most e^-t under q, so that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any
+    more from places where a T that is off goes to minus infinity.
 
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.

@@ -80,7 +80,8 @@ CHANGES = {
     "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
-    "noise_draws": 2, "adversary_floor": 1e-3, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
+    "noise_draws": 2, "adversary_floor": 1e-3,
+    "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
     "parallel": "pmap",  # where every device draws noise of its own
 }  # fmt: skip
 # Fields whose effect lies outside a run's numbers; each is named where it is tested.

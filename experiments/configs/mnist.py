@@ -21,8 +21,8 @@ PAPER = {
     "checkpoint_every": 1000, "evaluation.importance_images": 1000,
 }  # fmt: skip
 ADAPTIVE = {
-    **PAPER, "contrast.kind": "adaptive", "adversary_floor": 3.0, "noise_dim": 16, "noise_draws": 8, "network.minus_log_prior": False,
-    "network.head_scale": 0.01,
+    **PAPER, "contrast.kind": "adaptive", "adversary_floor": 3.0, "noise_dim": 16, "noise_draws": 8,
+    "network.minus_log_prior": False, "network.head_scale": 0.01,
 }  # fmt: skip
 VARIANTS = {
     "": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"},
