@@ -80,8 +80,7 @@ CHANGES = {
     "network.decoder_batch_norm": True, "network.z_widths": (9,), "network.family": None, "optimizer.encoder_rate": 2e-3,
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
-    "noise_draws": 2, "adversary_floor": 1e-3,
-    "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
+    "noise_draws": 2, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
     "parallel": "pmap",  # where every device draws noise of its own
 }  # fmt: skip
 # Fields whose effect lies outside a run's numbers; each is named where it is tested.
@@ -91,7 +90,7 @@ ELSEWHERE = {
     "evaluation.draws": "test_evaluation", "evaluation.chunk": "test_evaluation",
     "data.crop": "test_photos", "data.held_out": "test_photos", "data.split_seed": "test_photos", "data.cache": "test_photos",
     "evaluation.images": "test_experiments", "evaluation.features": "test_experiments",
-    "contrast.moment_draws": "test_contrast",
+    "contrast.moment_draws": "test_contrast", "adversary_floor": "test_contrast",
     "evaluation.importance_images": "test_experiments", "evaluation.importance_samples": "test_evaluation",
 }  # fmt: skip
 
@@ -139,6 +138,14 @@ def test_every_config_field_changes_something(name):
             continue  # photographs are never binarised (test_photos)
         changed = outcome(small(name, **{field: CHANGES[field]}))
         assert changed.shape != base.shape or not np.allclose(changed, base, rtol=1e-6, atol=0), field
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fields_that_the_model_holds(name):
+    fields = {"adversary_floor": 2.5, "contrast.moment_draws": 7, "beta": 0.7, "noise_draws": 3}
+    model = build.model(small(name, **fields), "avb", (8, 8, 3) if name == "celeba" else (8, 8))
+    for field, value in fields.items():
+        assert getattr(model, field.rpartition(".")[2]) == value
 
 
 @pytest.mark.parametrize(
