@@ -38,9 +38,7 @@ class GaussianEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
-        features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="log_std")(features))
+        mean, std = _heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
         return Posterior(mean + std * noise, mean, std)
 
 
@@ -72,8 +70,7 @@ class MomentEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean = nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="mean")(features)
-        std = jnp.exp(nn.Dense(self.latent_dim, kernel_init=_scaled(self.head_scale), name="log_std")(features))
+        mean, std = _heads(features, self.latent_dim, self.head_scale)
         w = 1.0 + nn.Dense(self.bases * self.latent_dim, name="weights")(features)
         w = w.reshape(-1, self.bases, self.latent_dim)
         w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
@@ -102,6 +99,12 @@ class _Bases(nn.Module):
             return nn.Dense(self.latent_dim, name="out")(h) + nn.Dense(self.latent_dim, name="linear")(eps)
 
         return nn.vmap(one, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=-2, out_axes=-2)(self, eps)
+
+
+def _heads(features: Array, latent_dim: int, scale: float) -> tuple[Array, Array]:
+    """The layers of the calling module that make a mean and a standard deviation [B, Z] of features."""
+    mean = nn.Dense(latent_dim, kernel_init=_scaled(scale), name="mean")(features)
+    return mean, jnp.exp(nn.Dense(latent_dim, kernel_init=_scaled(scale), name="log_std")(features))
 
 
 def _scaled(scale: float):
