@@ -130,7 +130,7 @@ class Sampler(nn.Module):
     def __call__(self, x: Array, noise: Array) -> Posterior:
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
         linear = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")
-        hidden, out = MLP(self.widths, nn.silu, name="hidden"), nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")
+        hidden, out = MLP(self.widths, nn.tanh, name="hidden"), nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")
 
         def network(eps: Array) -> Array:
             return linear(eps[..., : self.latent_dim]) + out(hidden(eps))
