@@ -1,6 +1,6 @@
 """The three players as pure functions of their params, whatever Flax Linen modules they are.
 
-encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments [B, Z]
+encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments [B, Z] or log q(z|x) [B]
 decoder    z [B, Z] -> the likelihood's parameters [B, *x, P]
 adversary  (x [B, ...], z [B, Z]) -> T [B]
 
@@ -101,9 +101,12 @@ def encode(model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, 
     for moment in (posterior.mean, posterior.std):
         if moment is not None:
             _check_shape("encoder's moments", moment.shape, (x.shape[0], model.prior.dim))
+    if posterior.log_q is not None:
+        _check_shape("encoder's log_q", posterior.log_q.shape, noise.shape[:-1])
     if separate:  # an example's moments are the same beside each of its draws
-        z, mean, std = (None if a is None else a.reshape(shape) for a in posterior)
-        posterior = Posterior(z, None if mean is None else mean[0], None if std is None else std[0])
+        z, mean, std = (None if a is None else a.reshape(shape) for a in posterior[:3])
+        log_q = None if posterior.log_q is None else posterior.log_q.reshape(shape[:-1])
+        posterior = Posterior(z, None if mean is None else mean[0], None if std is None else std[0], log_q)
     return posterior, stats
 
 

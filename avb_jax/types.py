@@ -24,11 +24,12 @@ class Players(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """A draw z ~ q(z|x), and the moments of q(.|x) where the encoder knows them."""
+    """A draw z ~ q(z|x), and what the encoder knows of q(.|x): its moments, its density at the draw."""
 
     z: Array  # [..., B, Z]
     mean: Array | None = None  # [B, Z]
     std: Array | None = None  # [B, Z]
+    log_q: Array | None = None  # [..., B] log q(z|x), nats; with auxiliary variables an upper bound on it, on average
 
 
 class Draws(NamedTuple):
@@ -36,7 +37,7 @@ class Draws(NamedTuple):
 
     x: Array  # [B, ...] data
     noise: Array  # [S, B, N] the encoder's noise, N(0, I), S draws per example
-    z_prior: Array  # [S, B, Z] latent codes from the prior p(z); under adaptive contrast, which has N(0, I) there, from that
+    z_prior: Array  # [S, B, Z] codes from p(z) = N(0, I), which adaptive contrast compares with as well
 
 
 class Terms(NamedTuple):
