@@ -17,35 +17,43 @@ import jax.numpy as jnp
 from avb_jax import players
 from avb_jax.distributions import Normal, normal_kl
 from avb_jax.players import Model
-from avb_jax.types import Array, Posterior, PyTree
+from avb_jax.types import Array, PyTree
 
 SMALLEST_STD = 1e-3  # an encoder that ignores its noise would leave nothing to divide by
 
 
 class Contrasted(NamedTuple):
-    """A posterior's draws beside r(z|x)."""
+    """Draws from q(z|x) beside r(z|x), which is the prior where there is no contrast."""
 
-    z: Array  # [S, B, Z] as T sees them: (z - mean) / std, or z itself without contrast
+    z: Array  # [S, B, Z] the encoder's draws
+    seen: Array  # [S, B, Z] the same as T sees them: (z - mean) / std, or z itself
     log_ratio: Array  # [S, B] log r(z|x) - log p(z), nats: what the KL term has beside T
     kl: Array | None  # [B] KL(r(z|x), p(z)), nats; None without contrast
 
 
-def apply(
-    model: Model, params: PyTree, stats: PyTree, x: Array, posterior: Posterior, *, train: bool
-) -> Contrasted:
-    """Tells the draws [S, B, Z] from r(z|x): the prior, or with `contrast='adaptive'` N(mean, diag std^2) of q(z|x).
+def encode(
+    model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, *, train: bool
+) -> tuple[Contrasted, PyTree]:
+    """Draws z ~ q(z|x) and sets them beside r(z|x), as `model.contrast` says.
+
+    With 'adaptive', r is N(mean, diag std^2) with the moments that the encoder tells, or else those of `model.moment_draws`
+    more draws.
 
     Args:
-      model: the networks and what `contrast` it is trained with.
+      model: the networks and their contrast.
       params: the encoder's.
       stats: the encoder's batch statistics.
       x: [B, ...].
-      posterior: what the encoder made of x. Where it tells no moments, they are those of `model.moment_draws` more draws.
-      train: as the posterior was made.
+      noise: [S, B, N].
+      train: whether batch normalisation uses this batch.
+
+    Returns:
+      The draws, and the encoder's new batch statistics.
     """
+    posterior, new_stats = players.encode(model, params, stats, x, noise, train=train)
     z = posterior.z
     if model.contrast == "none":
-        return Contrasted(z, jnp.zeros(z.shape[:-1]), None)
+        return Contrasted(z, z, jnp.zeros(z.shape[:-1]), None), new_stats
     mean, std = posterior.mean, posterior.std
     if mean is None or std is None:
         noise = jax.random.normal(jax.random.key(0), (model.moment_draws, 1, model.noise_dim))
@@ -53,4 +61,5 @@ def apply(
         more = players.encode(model, params, stats, x, noise, train=train)[0].z
         mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
     r = Normal(*jax.lax.stop_gradient((mean, jnp.maximum(std, SMALLEST_STD))))
-    return Contrasted((z - r.mean) / r.std, r.log_prob(z) - model.prior.log_prob(z), normal_kl(r.mean, r.std))
+    log_ratio = r.log_prob(z) - model.prior.log_prob(z)
+    return Contrasted(z, (z - r.mean) / r.std, log_ratio, normal_kl(r.mean, r.std)), new_stats

@@ -174,4 +174,15 @@ class DiscretizedLogistic:
         return jnp.round(jnp.clip(x, 0.0, 1.0) * (self.levels - 1)) / (self.levels - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Deterministic:
+    """An image in [0, 1] and no distribution of it: the decoder of a generative adversarial network emits a logit per pixel."""
+
+    parameters = 1
+
+    def mean(self, output: Array) -> Array:
+        """The image [B, *x], from output [B, *x, 1]."""
+        return jax.nn.sigmoid(output[..., 0])
+
+
 Likelihood = Bernoulli | Gaussian | DiscretizedLogistic

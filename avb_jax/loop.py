@@ -48,7 +48,7 @@ def fit(
       workdir: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; nothing is written without one.
       name: what reports and folders call the run; the method's own name by default.
       on_checkpoint: called with the step and the State after each checkpoint, and once at the end.
-      quiet: no progress on the terminal.
+      quiet: no progress on the terminal; warnings are told.
       check_images: held-out examples on which, at each checkpoint, the ELBO under T is set beside a bound on log p(x) that does
         not use T (`evaluation.held_out`), with a warning where they part; 0 for none.
       state: where a run without a checkpoint begins, every array with a leading axis S; what `method.init` makes by default.
@@ -135,8 +135,9 @@ def fit(
                 if on_checkpoint is not None and step < steps:
                     on_checkpoint(step, blocks.gather(state))
                 if checks and due and step < steps:
-                    found = [check(jax.tree.map(lambda a, s=s: a[s], blocks.gather(state))) for s in range(num_seeds)]
-                    metrics.tell_held_out(progress, writer, step, found)
+                    gathered = blocks.gather(state)
+                    found = [check(jax.tree.map(lambda a, s=s: a[s], gathered)) for s in range(num_seeds)]
+                    metrics.tell_held_out(progress, writer, step, found, quiet)
                 clock = time.monotonic()
         state = blocks.gather(state)
         if stop and step < steps:

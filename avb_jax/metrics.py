@@ -20,13 +20,16 @@ def as_numbers(info: Info) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in info._asdict().items() if value is not None}
 
 
-def tell_held_out(progress: "Progress", writer: "Writer | None", step: int, found: list[HeldOut]) -> None:
-    """What each seed's held-out examples say, and a warning where the ELBO under T cannot be true."""
+def tell_held_out(
+    progress: "Progress", writer: "Writer | None", step: int, found: list[HeldOut], quiet: bool = False
+) -> None:
+    """What each seed's held-out examples say, and, `quiet` or not, a warning where the ELBO under T cannot be true."""
     numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in HeldOut._fields}
     if writer is not None:
         writer.write(step, numbers, None)
     elbo, bound = (_short(numbers[f"held_out_{field}"].mean()) for field in ("elbo", "log_likelihood"))
-    progress.note(f"step {step}, held out: ELBO under T {elbo}, log p(x) by importance sampling at least {bound}")
+    if not quiet:
+        progress.note(f"step {step}, held out: ELBO under T {elbo}, log p(x) by importance sampling at least {bound}")
     for seed, one in enumerate(found):
         if one.parted:
             which = f" (seed number {seed})" if len(found) > 1 else ""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from avb_jax import contrast, distributions, divergences, players
 from avb_jax.players import Model
-from avb_jax.types import Array, Draws, Players, Posterior, PyTree, Terms, UserError
+from avb_jax.types import Array, Draws, Players, PyTree, Terms, UserError
 
 SATURATED = 5.0  # |T| from which the logistic loss has less than 1% of its gradient left
 
@@ -20,7 +20,7 @@ SATURATED = 5.0  # |T| from which the logistic loss has less than 1% of its grad
 class Said(NamedTuple):
     """What T said per example, averaged over its draws."""
 
-    loss: Array  # [B] eq. 3.3 as a minimisation, nats
+    loss: Array  # [B] eq. 3.3 as a minimisation, or another divergence's, nats
     accuracy: Array  # [B] share of the pairs that T puts on the right side, in [0, 1]
     saturation: Array  # [B] share of the pairs with |T| > SATURATED
     t: Array  # [B] T(x, z) at z ~ q(z|x), nats
@@ -57,30 +57,43 @@ def negative_elbo_adversarial(
       The loss, and (terms [B], z [S, B, Z] as T sees it, new batch statistics); `terms.kl` is an estimate that is only
       as good as T and may be negative.
     """
-    posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
-    beside = contrast.apply(model, params.encoder, batch_stats.encoder, draws.x, posterior, train=train)
-    t, _ = _t_of_both(adversary, batch_stats, draws, beside.z, model, train)
+    drawn, encoder_stats = contrast.encode(
+        model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
+    )
+    reconstruction, decoder_stats = _reconstruct(params, batch_stats, draws, drawn.z, model, train)
+    t, _ = _t_of_both(adversary, batch_stats, draws, drawn.seen, model, train)
     believed = jnp.maximum(t[0], -model.adversary_floor) if model.adversary_floor else t[0]
-    terms = Terms(reconstruction, jnp.mean(believed + beside.log_ratio, axis=0), beside.kl)
-    return jnp.mean(reconstruction + beta * terms.kl), (terms, beside.z, stats)
+    terms = Terms(reconstruction, jnp.mean(believed + drawn.log_ratio, axis=0), drawn.kl)
+    stats = batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
+    return jnp.mean(reconstruction + beta * terms.kl), (terms, drawn.seen, stats)
 
 
-def negative_elbo_gaussian(
+def negative_elbo(
     params: Players, batch_stats: Players, draws: Draws, *, model: Model, beta: Array | float = 1.0, train: bool = True,
 ) -> tuple[Array, tuple[Terms, Array, Players]]:
-    """Eq. 2.1 negated, with the KL in closed form: the VAE of Kingma & Welling (2013).
+    """Eq. 2.1 negated, for an encoder that knows its density: the VAE (Kingma & Welling 2013), with whatever posterior.
 
-    Arguments and returns as in `negative_elbo_adversarial`; `terms.kl` is exact for each x.
+    Where the encoder tells `log_q`, the KL term is log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate
+    of KL(q(z|x), p(z)), or with auxiliary variables of an upper bound on it. Else q is N(mean, diag std^2), and it is exact.
+
+    Arguments and returns as in `negative_elbo_adversarial`.
 
     Raises:
-      UserError: the encoder does not tell the mean and standard deviation of a Gaussian q(z|x).
+      UserError: the encoder tells neither.
     """
-    posterior, reconstruction, stats = _generate(params, batch_stats, draws, model, train)
-    if posterior.mean is None or posterior.std is None:
+    posterior, encoder_stats = players.encode(
+        model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
+    )
+    reconstruction, decoder_stats = _reconstruct(params, batch_stats, draws, posterior.z, model, train)
+    if posterior.log_q is not None:
+        kl = jnp.mean(posterior.log_q - model.prior.log_prob(posterior.z), axis=0)
+    elif posterior.mean is not None and posterior.std is not None:
+        kl = distributions.normal_kl(posterior.mean, posterior.std)
+    else:
         name = type(model.networks.encoder).__name__
-        raise UserError(f"encoder={name}: a VAE needs a Gaussian encoder that returns Posterior(z, mean, std)")
-    terms = Terms(reconstruction, distributions.normal_kl(posterior.mean, posterior.std))
-    return jnp.mean(reconstruction + beta * terms.kl), (terms, posterior.z, stats)
+        raise UserError(f"encoder={name}: a VAE needs a density; return Posterior(z, mean, std) of a Gaussian, or log_q")
+    stats = batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
+    return jnp.mean(reconstruction + beta * kl), (Terms(reconstruction, kl), posterior.z, stats)
 
 
 def adversary_loss(
@@ -88,7 +101,8 @@ def adversary_loss(
 ) -> tuple[Array, tuple[Said, PyTree]]:
     """Eq. 3.3 as a minimisation over T: E[-log sigma(T(x, z)) - log(1 - sigma(T(x, z_prior)))].
 
-    (Line 9 of Algorithm 1 as printed subtracts the gradient of eq. 3.3, which is maximised: an erratum.)
+    With another `model.divergence`, that one's loss (section 5.3), which has the same optimum. (Line 9 of Algorithm 1 as
+    printed subtracts the gradient of eq. 3.3, which is maximised: an erratum.)
 
     Args:
       adversary: T's params.
@@ -102,23 +116,25 @@ def adversary_loss(
       The loss, and (what T says per example, the adversary's new batch statistics).
     """
     t, stats = _t_of_both(adversary, batch_stats, draws, jax.lax.stop_gradient(z), model, train)
-    loss = divergences.logistic(t[0], t[1])
+    loss, said = judged(t, model)
+    return loss, (said, stats)
+
+
+def judged(t: Array, model: Model) -> tuple[Array, Said]:
+    """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example."""
+    loss = divergences.DIVERGENCES[model.divergence](t[0], t[1])
     accuracy = 0.5 * ((t[0] > 0).astype(jnp.float32) + (t[1] < 0))
     saturation = jnp.mean(jnp.abs(t) > SATURATED, axis=(0, 1))
     said = Said(*(jnp.mean(a, axis=0) for a in (loss, accuracy)), saturation, jnp.mean(t[0], axis=0))
-    return jnp.mean(loss), (said, stats)
+    return jnp.mean(loss), said
 
 
-def _generate(
-    params: Players, batch_stats: Players, draws: Draws, model: Model, train: bool
-) -> tuple[Posterior, Array, Players]:
-    """Encodes and decodes: the posterior draw, -log p(x|z) [B], and the new batch statistics."""
-    posterior, encoder_stats = players.encode(
-        model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
-    )
-    output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, posterior.z[0], train=train)
-    reconstruction = -model.likelihood.log_prob(output, draws.x)
-    return posterior, reconstruction, batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
+def _reconstruct(
+    params: Players, batch_stats: Players, draws: Draws, z: Array, model: Model, train: bool
+) -> tuple[Array, PyTree]:
+    """-log p(x|z) [B] of the first of the draws z [S, B, Z], and the decoder's new batch statistics."""
+    output, stats = players.decode(model, params.decoder, batch_stats.decoder, z[0], train=train)
+    return -model.likelihood.log_prob(output, draws.x), stats
 
 
 def _t_of_both(

@@ -2,7 +2,7 @@
 
 encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments [B, Z] or log q(z|x) [B]
 decoder    z [B, Z] -> the likelihood's parameters [B, *x, P]
-adversary  (x [B, ...], z [B, Z]) -> T [B]
+adversary  (x [B, ...], z [B, Z]) -> T [B], or a `Judgement` that also tells the features [B, F] behind it
 
 A module whose `__call__` takes `train` is told whether it trains; collections other than 'params' (batch statistics)
 are carried. An adversary that declares `shares_x = True` accepts z [S, B, Z] and returns T [S, B], which lets it
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax import distributions
-from avb_jax.types import Array, Draws, Players, Posterior, PyTree, State, UserError
+from avb_jax.divergences import DIVERGENCES
+from avb_jax.types import Array, Draws, Judgement, Players, Posterior, PyTree, State, UserError
 
 CONTRASTS = ("none", "adaptive")
 
@@ -30,7 +31,7 @@ class Model:
 
     networks: Players
     prior: distributions.StandardNormal
-    likelihood: distributions.Likelihood | None  # None: a decoder that only samples
+    likelihood: distributions.Likelihood | distributions.Deterministic  # the latter: a decoder that only samples
     noise_dim: int  # N, how many N(0, 1) numbers the encoder gets per example
     beta: float = 1.0  # weight of the KL term once warmed up; 1 is the ELBO
     beta_warmup: int = 0  # steps over which the weight rises linearly from 0
@@ -39,6 +40,9 @@ class Model:
     contrast: str = "none"  # what T tells q(z|x) from: the prior, or with 'adaptive' a Gaussian with q's moments
     adversary_floor: float = 0.0  # c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; 0: none
     moment_draws: int = 8  # of z, for those moments where the encoder does not tell them
+    divergence: str = "jensen_shannon"  # the adversary's objective, one of `divergences.DIVERGENCES`
+    adversary_sees_x: bool = True  # False: T(z), as in the adversarial autoencoder, whose method turns it off
+    feature_weight: float = 1.0  # gamma of the VAE/GAN: of its reconstruction term in the decoder's loss
     ema_decay: float = 0.0  # decay of the params' moving average that evaluation uses; 0 turns it off
 
     def __post_init__(self):
@@ -51,6 +55,8 @@ class Model:
             "contrast": (self.contrast in CONTRASTS, "one of " + ", ".join(CONTRASTS)),
             "adversary_floor": (self.adversary_floor >= 0, "at least 0 nats"),
             "moment_draws": (self.moment_draws >= 2, "at least 2"),
+            "divergence": (self.divergence in DIVERGENCES, "one of " + ", ".join(DIVERGENCES)),
+            "feature_weight": (self.feature_weight >= 0, "at least 0"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
         }
         for field, (holds, remedy) in checks.items():
@@ -126,14 +132,28 @@ def discriminate(model: Model, params: PyTree, stats: PyTree, x: Array, z: Array
     """
     adversary = model.networks.adversary
     pairs = z.shape[:-1]
+    if not model.adversary_sees_x:
+        x = jnp.zeros_like(x)
     if getattr(adversary, "shares_x", False):
         t, stats = _apply(adversary, params, stats, x, z, train=train)
         _check_shape("adversary", t.shape, pairs)
         return t, stats
     x = jnp.broadcast_to(x, (*pairs, *x.shape[1:])).reshape(-1, *x.shape[1:])
-    t, stats = _apply(adversary, params, stats, x, z.reshape(-1, z.shape[-1]), train=train)
-    _check_shape("adversary", t.shape, x.shape[:1])
-    return t.reshape(pairs), stats
+    judgement, stats = judge(model, params, stats, x, z.reshape(-1, z.shape[-1]), train=train)
+    return judgement.t.reshape(pairs), stats
+
+
+def judge(model: Model, params: PyTree, stats: PyTree, x: Array, z: Array | None = None, *, train: bool):
+    """What the adversary says of pairs x [B, ...] and z [B, Z], or of x alone: a `Judgement`, and its new batch statistics.
+
+    Raises:
+      UserError: the adversary's output is not one number per pair.
+    """
+    z = jnp.zeros((x.shape[0], model.prior.dim)) if z is None else z
+    out, stats = _apply(model.networks.adversary, params, stats, x, z, train=train)
+    judgement = out if isinstance(out, Judgement) else Judgement(out)
+    _check_shape("adversary", judgement.t.shape, x.shape[:1])
+    return judgement, stats
 
 
 def draw(key: Array, model: Model, x: Array) -> Draws:
@@ -180,11 +200,11 @@ def check_likelihood(model: Model) -> None:
     """Refuses a model that defines no p(x|z).
 
     Raises:
-      UserError: it has no decoder, or its decoder no likelihood.
+      UserError: its decoder only samples.
     """
-    if model.networks.decoder is None or model.likelihood is None:
-        missing = "networks.decoder" if model.networks.decoder is None else "likelihood"
-        raise UserError(f"{missing}=None: this model defines no p(x|z), so that it has no log p(x) to estimate")
+    if not hasattr(model.likelihood, "log_prob"):
+        name = type(model.likelihood).__name__
+        raise UserError(f"likelihood={name}: this model defines no p(x|z), so that it has no log p(x) to estimate")
 
 
 def log_joint(state: State, model: Model) -> Callable[[Array, Array], Array]:

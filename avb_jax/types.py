@@ -32,6 +32,13 @@ class Posterior(NamedTuple):
     log_q: Array | None = None  # [..., B] log q(z|x), nats; with auxiliary variables an upper bound on it, on average
 
 
+class Judgement(NamedTuple):
+    """What an adversary says of a pair."""
+
+    t: Array  # [B]
+    features: Array | None = None  # [B, F] of the layer before, by which a VAE/GAN measures its reconstructions
+
+
 class Draws(NamedTuple):
     """What one step of Algorithm 1 samples (its lines 3 to 5)."""
 
@@ -73,7 +80,9 @@ class Info(NamedTuple):
     reconstruction: Array | None = None
     kl: Array | None = None
     kl_contrast: Array | None = None  # as in Terms: what is left of kl is T's share, by how much q is no Gaussian
+    kl_aggregated_posterior: Array | None = None  # T(z), an estimate of KL(q(z), p(z)) by an adversary that sees z alone
+    feature_distance: Array | None = None  # 1/2 |f(x) - f(dec(z))|^2 in the features of a VAE/GAN's adversary
     beta: Array | None = None  # [] weight of the KL term in this step
-    adversary_loss: Array | None = None  # eq. 3.3 as a minimisation; 2 log 2 = 1.386 when T knows nothing
+    adversary_loss: Array | None = None  # what T minimises; by eq. 3.3, 2 log 2 = 1.386 when T knows nothing
     adversary_accuracy: Array | None = None  # share of the two pairs that T puts on the right side, in [0, 1]
-    adversary_saturation: Array | None = None  # share of the pairs with |T| > 5, where its logistic loss has no gradient left
+    adversary_saturation: Array | None = None  # share of the pairs with |T| > 5, where under 1% of eq. 3.3's gradient is left

@@ -48,6 +48,7 @@ def from_folder(folder: pathlib.Path) -> Source:
       UserError: there are none.
     """
     paths = (os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if _is_image(name))
+    paths = (path for path in paths if os.path.isfile(path))  # a link may lead nowhere
     names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in paths)
     if not names:
         raise UserError(f"data.dir={str(folder)!r}: no images in it ({', '.join(EXTENSIONS)})")

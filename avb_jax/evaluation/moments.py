@@ -44,8 +44,7 @@ def posterior_moments(
         posterior = _draws(key, state, model, x, draws)
         z = posterior.z
         if posterior.mean is not None and posterior.std is not None:
-            mean, variance = posterior.mean[0], jnp.square(posterior.std[0])
-            return Moments(mean, variance, jnp.zeros_like(mean))
+            return Moments(posterior.mean, jnp.square(posterior.std), jnp.zeros_like(posterior.mean))
         variance = z.var(axis=0, ddof=1)
         return Moments(z.mean(axis=0), variance, variance / draws)
 
@@ -61,13 +60,7 @@ def posterior_draws(
 
     Arguments as in `posterior_moments`.
     """
-
-    def one(key: Array, x: Array) -> Posterior:
-        posterior = _draws(key, state, model, x, draws)
-        told = posterior.mean is not None and posterior.std is not None
-        return Posterior(posterior.z, posterior.mean[0], posterior.std[0]) if told else Posterior(posterior.z)
-
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples(lambda key, x: _draws(key, state, model, x, draws), key, images, numbers, binarize, chunk)
 
 
 def activity(moments: Moments) -> np.ndarray:
@@ -76,6 +69,9 @@ def activity(moments: Moments) -> np.ndarray:
 
 
 def _draws(key: Array, state: State, model: Model, x: Array, draws: int) -> Posterior:
-    noise = jax.random.normal(key, (draws, model.noise_dim))
-    many = jnp.broadcast_to(x, (draws, *x.shape))
-    return encode(model, evaluation_params(state).encoder, state.batch_stats.encoder, many, noise, train=False)[0]
+    """Draws z [draws, Z] for one x, and the moments [Z]."""
+    noise = jax.random.normal(key, (draws, 1, model.noise_dim))
+    params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
+    posterior, _ = encode(model, params, stats, x[None], noise, train=False)
+    mean, std = (None if moment is None else moment[0] for moment in (posterior.mean, posterior.std))
+    return Posterior(posterior.z[:, 0], mean, std)

@@ -44,11 +44,10 @@ def restart_adversary(key: Array, state: State, model: Model, optimizers: Player
 
 
 def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One update of T alone on eq. 3.3; the encoder is in evaluation mode. Arguments and returns as in `avb.train_step`."""
+    """One update of T alone (eq. 3.3), encoder in evaluation mode; arguments and returns as in `avb.train_step`."""
     draws = players.draw(key, model, batch)
     encoder = state.params.encoder, state.batch_stats.encoder
-    posterior, _ = players.encode(model, *encoder, batch, draws.noise, train=False)
-    z = contrast.apply(model, *encoder, batch, posterior, train=False).z
+    z = contrast.encode(model, *encoder, batch, draws.noise, train=False)[0].seen
     gradient, (said, stats) = jax.grad(objectives.adversary_loss, has_aux=True)(
         state.params.adversary, state.batch_stats, draws, z, model=model
     )
@@ -88,9 +87,8 @@ def adversary_terms(
 
     def one(key: Array, x: Array) -> AdversaryTerms:
         sampled = players.draw(key, dataclasses.replace(model, noise_draws=draws), x[None])
-        posterior, _ = players.encode(model, params.encoder, stats.encoder, x[None], sampled.noise, train=False)
-        beside = contrast.apply(model, params.encoder, stats.encoder, x[None], posterior, train=False)
-        _, (said, _) = objectives.adversary_loss(params.adversary, stats, sampled, beside.z, model=model, train=False)
-        return AdversaryTerms(said.loss[0], said.accuracy[0], (said.t + beside.log_ratio.mean(axis=0))[0])
+        drawn, _ = contrast.encode(model, params.encoder, stats.encoder, x[None], sampled.noise, train=False)
+        _, (said, _) = objectives.adversary_loss(params.adversary, stats, sampled, drawn.seen, model=model, train=False)
+        return AdversaryTerms(said.loss[0], said.accuracy[0], (said.t + drawn.log_ratio.mean(axis=0))[0])
 
     return map_examples(one, key, images, numbers, binarize, chunk)

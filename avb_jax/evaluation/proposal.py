@@ -31,12 +31,12 @@ def proposal(key: Array, state: State, model: Model, x: Array, initial: str, dra
         raise UserError(f"initial={initial!r}: must be one of {', '.join(INITIAL)}")
     if initial == "prior":
         return Normal(jnp.zeros(model.prior.dim), jnp.ones(model.prior.dim))
-    noise = jax.random.normal(key, (draws, model.noise_dim))
-    many = jnp.broadcast_to(x, (draws, *x.shape))
+    noise = jax.random.normal(key, (draws, 1, model.noise_dim))
     params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
-    posterior, _ = encode(model, params, stats, many, noise, train=False)
+    posterior, _ = encode(model, params, stats, x[None], noise, train=False)
     if posterior.mean is not None and posterior.std is not None:
         mean, std = posterior.mean[0], posterior.std[0]
     else:
-        mean, std = posterior.z.mean(axis=0), posterior.z.std(axis=0, ddof=1)
+        z = posterior.z[:, 0]
+        mean, std = z.mean(axis=0), z.std(axis=0, ddof=1)
     return Normal(mean, jnp.maximum(inflation * std, SMALLEST_STD))

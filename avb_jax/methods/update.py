@@ -1,10 +1,62 @@
-"""From gradients to the next State: what every method's step ends with."""
+"""How a step goes from losses to the next State, whatever the method."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import optax
 
+from avb_jax import players
 from avb_jax.players import Model
-from avb_jax.types import Players, State
+from avb_jax.types import Array, Info, Players, PyTree, State
+
+
+def play(
+    key: Array, state: State, batch: Array, *, model: Model, optimizers: Players, loss: Callable, adversary_loss: Callable,
+    gradients: Callable | None = None,
+) -> tuple[State, PyTree, Info]:  # fmt: skip
+    """Algorithm 1 with any two losses: `adversary_steps - 1` updates of T alone, then all players at once.
+
+    In the joint update one set of draws serves all gradients, each taken at the params before it. The updates of T that go
+    first use draws of their own, on the same x: the others' gradients then meet a T that has caught up (section 3.2).
+
+    Args:
+      key: a key of this step's own.
+      state: the State before.
+      batch: x [B, ...].
+      model: networks, distributions and scales.
+      optimizers: an optax optimiser per player.
+      loss: of encoder and decoder, (params, adversary, batch_stats, draws, *, model, beta) -> (loss [], (observed, shown,
+        batch_stats)); `shown` is what T is to judge.
+      adversary_loss: T's, (adversary, batch_stats, draws, shown, *, model) -> (loss [], (`objectives.Said`, T's batch_stats)).
+      gradients: arguments as `loss`, -> (gradients of encoder and decoder, the same second part); of `loss` by default.
+
+    Returns:
+      The State after, what `loss` observed, and an Info of beta and what T said.
+    """
+    for i in range(1, model.adversary_steps):
+        draws = players.draw(jax.random.fold_in(key, i), model, batch)
+        _, (_, shown, _) = loss(state.params, state.params.adversary, state.batch_stats, draws, model=model)
+        gradient, (_, stats) = jax.grad(adversary_loss, has_aux=True)(
+            state.params.adversary, state.batch_stats, draws, shown, model=model
+        )
+        batch_stats = state.batch_stats._replace(adversary=stats)
+        state = apply_gradients(state._replace(batch_stats=batch_stats), Players(adversary=gradient), optimizers)
+
+    draws = players.draw(key, model, batch)
+    beta = model.beta_at(state.step)
+    generative, (observed, shown, stats) = (gradients or jax.grad(loss, has_aux=True))(
+        state.params._replace(adversary=None), state.params.adversary, state.batch_stats, draws, model=model, beta=beta
+    )
+    gradient, (said, adversary_stats) = jax.grad(adversary_loss, has_aux=True)(
+        state.params.adversary, state.batch_stats, draws, shown, model=model
+    )
+    state = state._replace(batch_stats=stats._replace(adversary=adversary_stats))
+    state = apply_gradients(state, generative._replace(adversary=gradient), optimizers)
+    info = Info(
+        beta=beta, adversary_loss=said.loss, adversary_accuracy=said.accuracy, adversary_saturation=said.saturation
+    )
+    return finish_step(state, model), observed, info
 
 
 def apply_gradients(state: State, gradients: Players, optimizers: Players) -> State:

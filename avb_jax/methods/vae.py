@@ -1,4 +1,7 @@
-"""The variational autoencoder with a Gaussian posterior (Kingma & Welling 2013): AVB's baseline (section 4)."""
+"""The variational autoencoder (Kingma & Welling 2013), for any posterior whose density the encoder knows: AVB's baseline.
+
+Gaussian, as in section 4 of the paper, or more flexible: `networks.posteriors`.
+"""
 
 import jax
 
@@ -7,13 +10,15 @@ from avb_jax.methods.update import apply_gradients, finish_step
 from avb_jax.players import Model, init, reconstruct, sample, sample_posterior
 from avb_jax.types import Array, Info, Players, State, Terms
 
-__all__ = ["elbo_terms", "init", "reconstruct", "sample", "sample_posterior", "train_step"]
+__all__ = ["PLAYERS", "elbo_terms", "init", "reconstruct", "sample", "sample_posterior", "train_step"]
+
+PLAYERS = Players("density", "likelihood", None)
 
 
 def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One gradient step on the negative ELBO with its closed-form KL; arguments and returns as in `avb.train_step`."""
+    """One gradient step on the negative ELBO; arguments and returns as in `avb.train_step`."""
     beta = model.beta_at(state.step)
-    gradients, (terms, _, stats) = jax.grad(objectives.negative_elbo_gaussian, has_aux=True)(
+    gradients, (terms, _, stats) = jax.grad(objectives.negative_elbo, has_aux=True)(
         state.params, state.batch_stats, players.draw(key, model, batch), model=model, beta=beta
     )
     state = apply_gradients(state._replace(batch_stats=stats), gradients, optimizers)
@@ -21,8 +26,8 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
 
 
 def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:
-    """The ELBO's terms [B] at one draw per example, evaluation mode; `kl` is exact for each x."""
+    """The ELBO's terms [B] in evaluation mode; `kl` is exact for a Gaussian posterior, else estimated, see `negative_elbo`."""
     draws = players.draw(key, model, batch)
     params = players.evaluation_params(state)
-    _, (terms, _, _) = objectives.negative_elbo_gaussian(params, state.batch_stats, draws, model=model, train=False)
+    _, (terms, _, _) = objectives.negative_elbo(params, state.batch_stats, draws, model=model, train=False)
     return terms
