@@ -10,7 +10,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 
 PRIOR_RADIUS = math.sqrt(-2.0 * math.log(0.05))  # the circle that holds 95% of a standard normal in the plane
-_COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00b25d")
+COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00b25d")
 
 
 def tile(images: np.ndarray, columns: int, gap: int = 1, background: float = 0.5) -> np.ndarray:
@@ -52,7 +52,7 @@ def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: 
     panels = figure.subplots(1, len(codes), squeeze=False, sharex=True, sharey=True)[0]
     for panel, (title, z) in zip(panels, codes.items(), strict=True):
         for i, (label, draws) in enumerate(zip(labels, z, strict=True)):
-            panel.scatter(*draws.T, s=2, alpha=0.5, linewidths=0, color=_COLOURS[i % len(_COLOURS)], label=label)
+            panel.scatter(*draws.T, s=2, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)], label=label)
         panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
         panel.set_title(title, fontsize=11)
         panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$")
@@ -73,10 +73,10 @@ def save_weights(path: pathlib.Path, log_weight: np.ndarray, effective: np.ndarr
     spread, sizes = figure.subplots(1, 2)
     count = log_weight.shape[1]
     total = np.logaddexp.reduce(log_weight, axis=1, keepdims=True) - math.log(count)
-    spread.hist((log_weight - total).ravel(), bins=50, color=_COLOURS[0])
+    spread.hist((log_weight - total).ravel(), bins=50, color=COLOURS[0])
     spread.axvline(0.0, color="0.3", linestyle="--", linewidth=1)
     spread.set(xlabel="log weight - its example's log-mean weight (nats)", ylabel="chains")
-    sizes.hist(effective, bins=np.linspace(0.0, count, 33), color=_COLOURS[0])
+    sizes.hist(effective, bins=np.linspace(0.0, count, 33), color=COLOURS[0])
     sizes.set(xlabel=f"effective sample size, of {count} chains", ylabel="examples", xlim=(0, count))
     sizes.yaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
@@ -89,11 +89,11 @@ def save_annealing(path: pathlib.Path, traces: dict[str, np.ndarray], beta: np.n
     for panel, (title, trace) in zip(panels, traces.items(), strict=True):
         low, middle, high = np.quantile(trace, [0.05, 0.5, 0.95], axis=0)
         steps = np.arange(1, trace.shape[1] + 1)
-        panel.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.25, linewidth=0)
-        panel.plot(steps, middle, color=_COLOURS[0])
+        panel.fill_between(steps, low, high, color=COLOURS[0], alpha=0.25, linewidth=0)
+        panel.plot(steps, middle, color=COLOURS[0])
         panel.set_title(title, fontsize=11)
         panel.set(xlabel="temperature", ylim=(0, None))
-    last.plot(np.arange(1, len(beta) + 1), beta, color=_COLOURS[2])
+    last.plot(np.arange(1, len(beta) + 1), beta, color=COLOURS[2])
     last.set_title("inverse temperature", fontsize=11)
     last.set(xlabel="temperature", ylim=(0, None))
     figure.supxlabel("line and band: median and middle 90% of the examples", fontsize=9, color="0.3")
@@ -104,7 +104,7 @@ def save_calibration(path: pathlib.Path, reference: np.ndarray, estimate: np.nda
     """KL(q(z|x), p(z)) per example under T against the nearest neighbours' [N], nats."""
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     panel = figure.subplots()
-    panel.scatter(reference, estimate, s=20, color=_COLOURS[0], alpha=0.8, linewidths=0)
+    panel.scatter(reference, estimate, s=20, color=COLOURS[0], alpha=0.8, linewidths=0)
     both = np.concatenate([reference, estimate])
     margin = 0.05 * (both.max() - both.min()) + 1e-3
     ends = both.min() - margin, both.max() + margin
@@ -119,8 +119,8 @@ def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray,
     figure = Figure(figsize=(max(7.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
     panel, order = figure.subplots(), np.argsort(-activity)
     places = np.arange(1, len(order) + 1)
-    panel.plot(places, np.maximum(activity[order], 1e-5), "o", color=_COLOURS[0], label="variance over x of E[z|x]")
-    panel.plot(places, variance[order], "s", color=_COLOURS[1], markersize=5, label="mean variance of q(z|x)")
+    panel.plot(places, np.maximum(activity[order], 1e-5), "o", color=COLOURS[0], label="variance over x of E[z|x]")
+    panel.plot(places, variance[order], "s", color=COLOURS[1], markersize=5, label="mean variance of q(z|x)")
     panel.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"active above {threshold}")
     panel.set(yscale="log", xlabel="latent, by activity", xlim=(0.5, len(order) + 0.5))
     panel.xaxis.get_major_locator().set_params(integer=True)
@@ -128,14 +128,40 @@ def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray,
     _save(figure, path)
 
 
-def save_titled(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
-    """Images [H, W] or [H, W, 3], uint8, side by side under their titles."""
-    figure = Figure(figsize=(3.2 * len(images), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(images), squeeze=False)[0]
-    for panel, (title, image) in zip(panels, images.items(), strict=True):
-        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
-        panel.set_title(title, fontsize=11)
-        panel.axis("off")
+def save_comparison(path: pathlib.Path, methods: dict[str, dict[str, np.ndarray]], columns: int = 6) -> None:
+    """A column per method, with what there is of it below each other; further methods in further rows.
+
+    Args:
+      path: of the PNG.
+      methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [points, draws, 2], which are
+        coloured by point and drawn with the prior's 95% circle.
+      columns: methods side by side.
+    """
+    names, titles = list(methods), list(dict.fromkeys(title for panels in methods.values() for title in panels))
+    columns = min(columns, len(names))
+    blocks = -(-len(names) // columns)
+    figure = Figure(figsize=(2.2 * columns + 0.3, 2.25 * len(titles) * blocks), layout="constrained")
+    grid = figure.subplots(blocks * len(titles), columns, squeeze=False)
+    for panel in grid.flat:
+        panel.set(xticks=[], yticks=[], frame_on=False)
+    for place, (name, panels) in enumerate(methods.items()):
+        block, column = divmod(place, columns)
+        for row, title in enumerate(titles):
+            panel = grid[block * len(titles) + row, column]
+            if row == 0:
+                panel.set_title(name, fontsize=12)
+            if column == 0:
+                panel.set_ylabel(title, fontsize=10)
+            content = panels.get(title)
+            if content is None:
+                continue
+            if content.shape[-1] == 2:
+                for i, draws in enumerate(content):
+                    panel.scatter(*draws.T, s=1.5, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)])
+                panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
+                panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
+            else:
+                panel.imshow(content, cmap="gray", vmin=0.0, vmax=1.0, interpolation="none")
     _save(figure, path)
 
 
@@ -152,7 +178,7 @@ def save_pairs(path: pathlib.Path, draws: dict[str, np.ndarray], names: Sequence
     limits = [np.quantile(first[:, i], (0.001, 0.999)) for i in range(size)]
     limits = [(low - 0.15 * (high - low), high + 0.15 * (high - low)) for low, high in limits]
     blocks = figure.subfigures(1, len(draws), squeeze=False)[0]
-    for block, (title, z), colour in zip(blocks, draws.items(), _COLOURS, strict=False):
+    for block, (title, z), colour in zip(blocks, draws.items(), COLOURS, strict=False):
         block.suptitle(title, fontsize=11)
         panels = block.subplots(size, size)
         for i, j in np.ndindex(size, size):

@@ -1,4 +1,4 @@
-"""Faces: AVB or the VAE with the CelebA networks of section 4; samples, reconstructions, interpolations, image quality.
+"""Faces by any method with the CelebA networks of section 4: samples, reconstructions, interpolations, image quality.
 
     python -m experiments.celeba --config=experiments/configs/celeba.py[:VARIANT] --config.data.dir=DIR --workdir=DIR
 """
@@ -12,13 +12,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from avb_jax import UserError, data, workdir
+from avb_jax import UserError, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import image_quality
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.players import Model
 from avb_jax.types import State
-from experiments import build, launch, pictures
+from experiments import build, launch, pictures, quality
 
 ROWS = {
     "elbo": "ELBO",
@@ -28,7 +28,6 @@ ROWS = {
     "ms_ssim": "MS-SSIM of pairs of samples",
     "frechet_distance": "Frechet distance",
 }
-SAMPLES_AT_ONCE = 100
 
 
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -54,7 +53,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
             numbers.append(quantities)
         results[name] = {quantity: workdir.summary([n[quantity] for n in numbers]) for quantity in numbers[0]}
         workdir.write_results(folder, {name: results[name]})
-    real = image_quality.pyramid_distances(_pixels(faces.train[:count]), _pixels(faces.test[:count]))
+    real = image_quality.pyramid_distances(quality.pixels(faces.train[:count]), quality.pixels(faces.test[:count]))
     print(table(results, real, count))
     for name, protocol in protocols.items():
         if protocol:
@@ -70,22 +69,20 @@ def evaluate(
 ) -> tuple[dict[str, float], str]:  # fmt: skip
     """The quantities of `ROWS` and the sliced Wasserstein distances by level, for one run; the Frechet distance's protocol."""
     options = config.evaluation
-    terms = elbo_terms(
-        key, state, np.asarray(faces.test[:count]), method=method, model=model, draws=options.draws, chunk=options.chunk
-    )
-    test = _pixels(faces.test[:count])
-    generate = jax.jit(lambda key, state: method.sample(key, state, model, SAMPLES_AT_ONCE))
-    keys = jax.random.split(jax.random.fold_in(key, 1), -(-count // SAMPLES_AT_ONCE))
-    samples = np.clip(np.concatenate([np.asarray(generate(k, state)) for k in keys])[:count], 0.0, 1.0)
-    reconstruct = jax.jit(lambda key, state, x: method.reconstruct(key, state, model, x))
-    parts = [test[i : i + options.chunk] for i in range(0, count, options.chunk)]
-    errors = [np.sum((np.asarray(reconstruct(key, state, x)) - x) ** 2) for x in parts]
-    half = count // 2
-    numbers = {
-        "elbo": float(terms.elbo.mean()), "reconstruction_error": float(terms.reconstruction.mean()),
-        "kl": float(terms.kl.mean()), "reconstruction_rmse": float(np.sqrt(np.sum(errors) / test.size)),
-        "ms_ssim": float(image_quality.ms_ssim(samples[:half], samples[half : 2 * half]).mean()),
-    }  # fmt: skip
+    images, numbers = np.asarray(faces.test[:count]), {}
+    if hasattr(method, "elbo_terms"):
+        terms = elbo_terms(key, state, images, method=method, model=model, draws=options.draws, chunk=options.chunk)
+        numbers |= {
+            "elbo": float(terms.elbo.mean()), "reconstruction_error": float(terms.reconstruction.mean()),
+            "kl": float(terms.kl.mean()),
+        }  # fmt: skip
+    if method.PLAYERS.encoder:
+        numbers["reconstruction_rmse"] = quality.reconstruction_rmse(
+            key, method, model, state, faces, images, options.chunk
+        )
+    test, half = quality.pixels(images), count // 2
+    samples = quality.samples(jax.random.fold_in(key, 1), method, model, state, count)
+    numbers["ms_ssim"] = float(image_quality.ms_ssim(samples[:half], samples[half : 2 * half]).mean())
     distances = image_quality.pyramid_distances(samples, test)
     numbers |= {f"sliced_wasserstein_{level}": distance for level, distance in distances.items()}
     if features is None:
@@ -98,18 +95,15 @@ def table(results: dict[str, dict], real: dict[int, float], count: int) -> str:
     """The quantities as text, a column per method."""
     lines = [f"\n{'nats per image, test set':50}" + "".join(f"{name:>14}" for name in results)]
     for quantity, label in ROWS.items():
-        if all(quantity in quantities for quantities in results.values()):
-            lines.append(f"{label:50}" + "".join(f"{q[quantity]['mean']:>14,.6g}" for q in results.values()))
+        if any(quantity in quantities for quantities in results.values()):
+            numbers = [f"{q[quantity]['mean']:>14,.6g}" if quantity in q else f"{'':14}" for q in results.values()]
+            lines.append(f"{label:50}" + "".join(numbers).rstrip())
     lines.append(f"\nsliced Wasserstein distance x 1,000 to {count:,} test images, by level of the pyramid")
     lines.append(f"{'pixels':50}" + "".join(f"{name:>14}" for name in [*results, "training set"]))
     for level, distance in real.items():
         numbers = [q[f"sliced_wasserstein_{level}"]["mean"] for q in results.values()]
         lines.append(f"{level:<50}" + "".join(f"{number:>14.4g}" for number in [*numbers, distance]))
     return "\n".join(lines)
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return np.asarray(data.to_pixels(jax.random.key(0), np.asarray(images), "none"))
 
 
 def _features(name: str) -> Callable | None:

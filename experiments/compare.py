@@ -1,6 +1,7 @@
-"""Trains several methods with the same decoder on the same data, evaluates them on the same test images, and writes one table.
+"""Trains methods with the same decoder on the same data and budget, evaluates them alike, and writes one table and one figure.
 
-    python -m experiments.compare --suite=mnist --data_dir=DIR [--workdir=DIR] [--runs=avb32_ac,vae32] [--steps=N] [--images=N]
+    python -m experiments.compare --suite=synthetic|digits|mnist|faces [--methods=avb_ac,vae,iaf] [--data_dir=DIR]
+        [--workdir=DIR] [--steps=N | --seconds=N] [--seeds=N] [--images=N]
 
 An interrupted comparison continues: each run is a directory of its own in --workdir, which the other commands understand too.
 """
@@ -8,113 +9,174 @@ An interrupted comparison continues: each run is a directory of its own in --wor
 import json
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
-import ml_collections
+import jax
 import numpy as np
 from absl import app, flags, logging
-from PIL import Image
 
 from avb_jax import Interrupted, UserError, plotting, workdir
-from experiments import evaluate, mnist
+from avb_jax.evaluation import moments
+from experiments import build, evaluate, launch, pictures
 from experiments.configs import evaluate as evaluation
-from experiments.configs import mnist as mnist_config
+from experiments.estimators import Subject, missing
+from experiments.suites import SUITES, Suite
 
-
-class Suite(NamedTuple):
-    """What is compared."""
-
-    main: Callable[[ml_collections.ConfigDict, pathlib.Path], None]  # the experiment
-    get_config: Callable[[str], ml_collections.ConfigDict]
-    runs: dict[str, float | None]  # a config's variants, with the published log p(x) where there is one
-    reference: str  # the run that the others are paired with
-    evaluation: dict  # fields of experiments/configs/evaluate.py
-
-
-SUITES = {
-    # Published: Mescheder, Nowozin & Geiger (2017), the later version, table of log-likelihoods by AIS; 2.5 million steps.
-    "mnist": Suite(
-        mnist.main, mnist_config.get_config,
-        {"avb32_ac": -80.2, "vae32": -81.9, "avb8_ac": -89.6, "avb8": -91.2, "vae8": -90.9}, "vae32",
-        {
-            "estimators": "elbo,importance,bdmc,ais", "ais.images": 200, "ais.chains": 8, "ais.temperatures": 250,
-            "ais.chunk": 20, "elbo.images": 2000,
-        },
-    ),
-}  # fmt: skip
+PILOT_BLOCKS = 4  # of a training whose speed tells how many steps --seconds stands for
+SHOWN = 500  # codes per panel of latents
 
 
 def compare(
-    suite: Suite, folder: pathlib.Path, data_dir: str, runs: list[str], steps: int = 0, images: int = 0
-) -> dict[str, dict[str, float | None]]:  # fmt: skip
-    """Trains and evaluates each run; writes `table.md`, `results.json` and `samples.png`, and returns the numbers by run.
+    suite: Suite, folder: pathlib.Path, names: list[str], *, data_dir: str = "", steps: int = 0, seconds: int = 0,
+    seeds: int = 0, images: int = 0,
+) -> dict[str, dict]:  # fmt: skip
+    """Trains and evaluates each method; writes `table.md`, `results.json` and `figure.png`, and returns the numbers by method.
+
+    Args:
+      suite: what is compared.
+      folder: of the comparison.
+      names: of the suite's entries.
+      data_dir: where the data is; "" where the suite needs none.
+      steps: of each training, or 0.
+      seconds: of each training, or 0; the suite's own steps where both are 0.
+      seeds: of each method, side by side; 0 is the suite's own number.
+      images: test images for annealed importance sampling; 0 is the suite's own number.
 
     Raises:
-      UserError: a run that the suite does not have, or whatever the experiment or the evaluation refuses.
+      UserError: an entry that the suite does not have, both budgets, or whatever the experiment or the evaluation refuses.
     """
-    for run in runs:
-        if run not in suite.runs:
-            raise UserError(f"--runs={run}: must be among {', '.join(suite.runs)}")
-    rows, per_example, samples = {}, {}, {}
-    for run in runs:
-        print(f"\n== {run}", flush=True)
-        config = suite.get_config(run)
-        config.data.dir, config.steps = data_dir, steps or config.steps
-        suite.main(config, folder / run)
+    for name in names:
+        if name not in suite.entries:
+            raise UserError(f"--methods={name}: must be among {', '.join(suite.entries)}")
+    if steps and seconds:
+        raise UserError(f"--steps={steps}, --seconds={seconds}: give one budget, not both")
+    rows, per_example, subjects = {}, {}, {}
+    for name in names:
+        print(f"\n== {name}", flush=True)
+        entry, run = suite.entries[name], folder / name
+        config = suite.get_config(entry.variant)
+        config.update_from_flattened_dict({**suite.fields, **entry.fields})
+        config.data.dir, config.num_seeds = data_dir or config.data.dir, seeds or config.num_seeds
+        config.steps = steps or (affordable(config, run, seconds) if seconds else config.steps)
+        suite.main(config, run)
         options = evaluation.get_config()
         options.update_from_flattened_dict(suite.evaluation)
         options.ais.images = images or options.ais.images
-        evaluate.main(options, folder / run)
-        results = json.loads((folder / run / "results.json").read_text())
-        (name, found), *_ = results.items()
-        rows[run] = {
-            "steps": config.steps, "minutes": minutes(folder / run), "published": suite.runs[run],
-            **{quantity: number["mean"] for quantity, number in found.items()},
-            "log_likelihood_ais_error": found["log_likelihood_ais"]["examples_standard_error"],
+        ((method, (subject, *_)),) = evaluate.load(options, run, []).items()
+        chosen = [what for what in suite.estimators if what not in missing(subject)]
+        if chosen:
+            options.estimators = ",".join(chosen)
+            evaluate.main(options, run)
+        (found,) = json.loads((run / "results.json").read_text()).values()
+        rows[name] = {
+            "steps": config.steps, "seeds": config.num_seeds, "minutes": minutes(run, method), "published": entry.published,
+            "under_t": subject.model.networks.adversary is not None and "elbo" in found,
         }  # fmt: skip
-        blocks = sorted((folder / run / "evaluation" / f"{name}-0" / "ais").glob("*.npz"))
-        per_example[run] = np.concatenate([np.load(block)["log_likelihood"] for block in blocks])
-        with Image.open(folder / run / "figures" / f"{name}_samples_{config.steps:06}.png") as image:
-            samples[run] = np.asarray(image)
-    for run, values in per_example.items():
-        if suite.reference in per_example and run != suite.reference:
-            difference = values - per_example[suite.reference]
-            error = difference.std(ddof=1) / np.sqrt(len(difference))
-            rows[run] |= {"difference": float(difference.mean()), "difference_error": float(error)}
-    text = table(rows, suite.reference, min(map(len, per_example.values())))
+        rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
+        if "log_likelihood_ais" in found:
+            per_example[name] = np.stack([_per_example(run, method, seed) for seed in range(config.num_seeds)])
+        subjects[name] = subject
+    reference = per_example.get(suite.reference)
+    for name, values in per_example.items():
+        if reference is not None and name != suite.reference and values.shape == reference.shape:
+            rows[name]["difference"] = paired(values, reference)
+    text = table(rows, suite)
     (folder / "table.md").write_text(text + "\n")
     workdir.write_json(folder / "results.json", rows)
-    plotting.save_titled(folder / "samples.png", samples)
-    print(f"\n{text}\n\nIn {folder}: table.md, results.json, samples.png, and a directory per run")
+    plotting.save_comparison(folder / "figure.png", {name: panels(subject) for name, subject in subjects.items()})
+    print(f"\n{text}\n\nIn {folder}: table.md, results.json, figure.png, and a directory per method")
     return rows
 
 
-def table(rows: dict[str, dict[str, float | None]], reference: str, images: int) -> str:
-    """The comparison in Markdown."""
-    lines = [
-        f"| nats per test image | log p(x), AIS ({images} images) | above {reference}, paired | BDMC width | "
-        "importance bound | ELBO | KL term | published | steps | minutes |",
-        "| --- |" + " ---: |" * 9,
-    ]
-    for run, row in rows.items():
-        told = "" if run.startswith("vae") else " (under T)"
-        paired = f"{row['difference']:+.2f} ± {row['difference_error']:.2f}" if "difference" in row else ""
-        published = f"{row['published']:.1f}" if row["published"] is not None else ""
-        lines.append(
-            f"| {run} | {row['log_likelihood_ais']:.2f} ± {row['log_likelihood_ais_error']:.2f} | {paired} | "
-            f"{row['bdmc_width']:.2f} | {row['log_likelihood_importance']:.2f} | {row['elbo']:.2f}{told} | "
-            f"{row['kl']:.2f}{told} | {published} | {row['steps']:,} | {row['minutes']:.0f} |"
-        )
+def affordable(config, run: pathlib.Path, seconds: int) -> int:
+    """How many steps fit in the seconds, by the speed of a short training; told once, and kept for when the run continues."""
+    path = run / "pilot.json"
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["seconds"] == seconds:
+            return kept["steps"]
+        raise UserError(f"--seconds={seconds}: {run} holds a run of {kept['seconds']} seconds; use another --workdir")
+    pilot = config.copy_and_resolve_references()
+    pilot.unlock()
+    pilot.steps, pilot.check_images = PILOT_BLOCKS * config.log_every, 0
+    dataset = build.dataset(pilot)
+    ((name, method),) = build.methods(pilot).items()
+    launch.train(pilot, run / "pilot", f"{name} pilot", method, build.model(pilot, name, dataset.x_shape), dataset)
+    rate = _rate(run / "pilot", f"{name} pilot")
+    steps = max(config.log_every, round(seconds * rate / (config.batch_size * config.num_seeds)))
+    workdir.write_json(path, {"seconds": seconds, "examples_per_second": rate, "steps": steps})
+    return steps
+
+
+def minutes(run: pathlib.Path, name: str) -> float:
+    """Of training, by the rates that the run has told; without compiling and checkpoints."""
+    config = json.loads((run / "config.json").read_text())
+    return config["steps"] * config["batch_size"] * config["num_seeds"] / _rate(run, name) / 60.0
+
+
+def _rate(run: pathlib.Path, name: str) -> float:
+    """Examples per second over all blocks of one length, each of which took 1 / rate per example."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["examples_per_second"] for line in lines if line["method"] == name and line["examples_per_second"]]
+    return len(rates) / sum(1.0 / rate for rate in rates) if rates else float("nan")
+
+
+def _per_example(run: pathlib.Path, method: str, seed: int) -> np.ndarray:
+    """Log p(x) by annealed importance sampling of each test image."""
+    blocks = sorted((run / "evaluation" / f"{method}-{seed}" / "ais").glob("*.npz"))
+    return np.concatenate([np.load(block)["log_likelihood"] for block in blocks])
+
+
+def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Mean of [seeds, images] less the reference's, and its standard error: over seeds where there are several, else images."""
+    difference = np.asarray(values - reference, np.float64)
+    independent = difference.mean(axis=1) if len(difference) > 1 else difference[0]
+    return {"mean": float(difference.mean()), "standard_error": float(independent.std(ddof=1) / np.sqrt(len(independent)))}
+
+
+def table(rows: dict[str, dict], suite: Suite) -> str:
+    """The comparison in Markdown; a dash where a method has no such number."""
+    columns = {quantity: title for quantity, title in suite.columns.items() if any(quantity in row for row in rows.values())}
+    if any("difference" in row for row in rows.values()):
+        columns = {**columns, "difference": f"log p(x) above {suite.reference}'s, paired"}
+    published = any(row["published"] is not None for row in rows.values())
+    titles = ["", *columns.values(), *(["published"] if published else []), "steps", "minutes"]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    for name, row in rows.items():
+        cells = [name]
+        for quantity in columns:
+            told = " (under T)" if quantity in ("elbo", "kl") and row["under_t"] else ""
+            cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
+        cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
+        lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", f"{row['minutes']:.1f}"]) + " |")
     return "\n".join(lines)
 
 
-def minutes(run: pathlib.Path) -> float:
-    """Of training, by the rates that the run has told; without compiling and checkpoints."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    config = json.loads((run / "config.json").read_text())
-    rates = [line["examples_per_second"] for line in lines if line["examples_per_second"]]
-    return config["steps"] * config["batch_size"] / np.mean(rates) / 60.0 if rates else float("nan")
+def _cell(number: dict, signed: bool = False) -> str:
+    """A mean and its standard error, over seeds where there are several, else over examples."""
+    error = number.get("standard_error") or number.get("examples_standard_error")
+    digits = 1 if abs(number["mean"]) >= 1000 else 2 if abs(number["mean"]) >= 10 else 3
+    mean = f"{number['mean']:{'+' if signed else ''},.{digits}f}"
+    return f"{mean} ± {error:.{digits}f}" if error is not None else mean
+
+
+def panels(subject: Subject) -> dict[str, np.ndarray]:
+    """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [points, draws, 2]."""
+    arguments = (jax.random.key(0), subject.state, subject.method, subject.model, subject.dataset)
+    drawn, columns = pictures.samples(*arguments)
+    found = {"samples": plotting.tile(np.asarray(drawn), columns)}
+    if subject.model.networks.encoder is None:
+        return found
+    rebuilt, columns = pictures.reconstructions(*arguments)
+    found["reconstructions"] = plotting.tile(rebuilt, columns)
+    if subject.model.prior.dim == 2:
+        test = subject.dataset.test[:SHOWN]
+        few = len(test) <= len(plotting.COLOURS)
+        draws = SHOWN if few else 1
+        z = moments.posterior_draws(
+            jax.random.key(0), subject.state, test, model=subject.model, binarize=subject.dataset.binarize, draws=draws
+        ).z
+        found["latent space"] = np.asarray(z if few else z.reshape(1, -1, 2))
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -123,10 +185,13 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     suite = SUITES[given.suite]
-    runs = [run.strip() for run in given.runs.split(",")] if given.runs else list(suite.runs)
+    names = [name.strip() for name in given.methods.split(",")] if given.methods else list(suite.methods)
     folder = pathlib.Path(given.workdir or f"runs/compare-{given.suite}")
     try:
-        compare(suite, folder, given.data_dir, runs, given.steps, given.images)
+        compare(
+            suite, folder, names, data_dir=given.data_dir, steps=given.steps, seconds=given.seconds, seeds=given.seeds,
+            images=given.images,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -136,10 +201,12 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("suite", "mnist", list(SUITES), "What to compare.")
+    flags.DEFINE_enum("suite", "synthetic", list(SUITES), "What to compare.")
+    flags.DEFINE_string("methods", "", "Some of the suite's entries, with commas; see experiments/suites.py.")
     flags.DEFINE_string("data_dir", "", "Where the data is.")
     flags.DEFINE_string("workdir", None, "Where the runs go; runs/compare-SUITE by default.")
-    flags.DEFINE_string("runs", "", "Some of the suite's runs, with commas; all by default.")
-    flags.DEFINE_integer("steps", 0, "Of training, for every run; each config's own by default.")
-    flags.DEFINE_integer("images", 0, "Test images for annealed importance sampling; the suite's own number by default.")
+    for budget, text in (("steps", "Steps of each training"), ("seconds", "Seconds of each training, in the place of steps")):
+        flags.DEFINE_integer(budget, 0, f"{text}; the suite's own steps by default.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 0, "Of each method, side by side; the suite's own number by default.", lower_bound=0)
+    flags.DEFINE_integer("images", 0, "For annealed importance sampling; the suite's own number by default.", lower_bound=0)
     app.run(main)

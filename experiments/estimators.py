@@ -142,10 +142,8 @@ def evaluate_optimality(subject: Subject) -> dict[str, Number]:
             f"a fresh T is still worse than T after {options.steps} steps, so that the optimality gap says nothing yet; raise "
             "optimality.steps (the training continues)"
         )
-    return {
-        "adversary_loss": _mean(own.loss), "adversary_loss_fresh": _mean(others.loss), "optimality_gap": gap,
-        "kl_fresh_adversary": _mean(others.kl),
-    }  # fmt: skip
+    numbers = {"adversary_loss": _mean(own.loss), "adversary_loss_fresh": _mean(others.loss), "optimality_gap": gap}
+    return numbers if "elbo" in missing(subject) else numbers | {"kl_fresh_adversary": _mean(others.kl)}
 
 
 def evaluate_importance(subject: Subject) -> dict[str, Number]:
@@ -247,9 +245,9 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
 
     posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
     kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
-    gaussian = posterior.mean is not None and subject.model.networks.adversary is None  # with a T, moments are not all
+    gaussian = subject.method.PLAYERS.encoder != "implicit" and posterior.mean is not None and posterior.log_q is None
     of_x = _mean(np.asarray(distributions.normal_kl(posterior.mean, posterior.std)) if gaussian else kl)
-    if subject.model.networks.adversary is not None:
+    if "elbo" not in missing(subject) and subject.model.networks.adversary is not None:
         terms = subject.on_images(
             "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",
             draws=options.draws,
@@ -270,15 +268,24 @@ ESTIMATORS = {
 }  # fmt: skip
 
 
+def missing(subject: Subject) -> dict[str, str]:
+    """The estimators that the method lacks something for, and what."""
+    kinds, lacks = subject.method.PLAYERS, {}
+    if kinds.decoder != "likelihood":
+        lacks |= dict.fromkeys(("elbo", "quadrature", "importance", "ais", "bdmc", "optimality"), "has no likelihood p(x|z)")
+    if kinds.encoder is None:
+        lacks |= dict.fromkeys(("knn", "moments"), "has no encoder")
+    if kinds.adversary is None:
+        lacks["optimality"] = "has no T whose optimality could be measured"
+    if not hasattr(subject.method, "elbo_terms"):
+        lacks["elbo"] = "has no ELBO"
+    return lacks
+
+
 def applicable(subject: Subject) -> list[str]:
-    """What 'auto' stands for: every estimator that this model has what it takes for."""
-    model = subject.model
-    lacks = {
-        "optimality": model.networks.adversary is None,
-        "quadrature": model.prior.dim not in quadrature.POINTS,
-    }  # fmt: skip
-    lacks |= {what: lacks.get(what) or model.likelihood is None for what in ("elbo", "quadrature", "importance", "ais", "bdmc")}
-    return [what for what in ESTIMATORS if not lacks.get(what)]
+    """What 'auto' stands for: every estimator that this method and model have what it takes for."""
+    lacks = {*missing(subject), *(() if subject.model.prior.dim in quadrature.POINTS else ("quadrature",))}
+    return [what for what in ESTIMATORS if what not in lacks]
 
 
 def _fields(options: ml_collections.ConfigDict, *names: str) -> dict:

@@ -14,7 +14,7 @@ from avb_jax import UserError, checkpoints, workdir
 from avb_jax.loop import initial_state
 from avb_jax.types import State
 from experiments import build, launch
-from experiments.estimators import ESTIMATORS, Number, Subject, applicable
+from experiments.estimators import ESTIMATORS, Number, Subject, applicable, missing
 
 ROWS = {
     "log_likelihood_quadrature": "log p(x), quadrature",
@@ -62,8 +62,11 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     for name, subjects in load(options, folder, notes).items():
         per_seed = []
         for subject in subjects:
-            numbers = {}
+            numbers, lacks = {}, missing(subject)
             with_t |= {name} if subject.model.networks.adversary is not None else set()
+            for what in chosen:
+                if what in lacks:
+                    raise UserError(f"estimators={what!r}: {name} {lacks[what]}")
             for what in chosen or applicable(subject):
                 try:
                     numbers |= ESTIMATORS[what](subject)

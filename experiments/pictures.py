@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax import data, plotting
+from avb_jax import UserError, data, plotting
 from avb_jax.data import Dataset
 from avb_jax.players import Model, mean_images
 from avb_jax.types import Array, State
@@ -24,14 +24,20 @@ _BLOCK = 2048  # training images compared at once
 
 
 def save(folder: pathlib.Path, name: str, method, model: Model, dataset: Dataset, step: int, states: State) -> None:
-    """Writes samples, reconstructions and interpolations after `step` steps; `loop.fit`'s `on_checkpoint`."""
+    """Writes samples and, with an encoder, reconstructions and interpolations; `loop.fit`'s `on_checkpoint`."""
     state = jax.tree.map(lambda a: a[0], states)
-    for figure in ("samples", "reconstructions", "interpolation"):
+    for figure in ("samples", "reconstructions", "interpolation") if method.PLAYERS.encoder else ("samples",):
         draw(folder / f"{name}_{figure}_{step:06}.png", figure, method, model, dataset, state)
 
 
 def draw(path: pathlib.Path, figure: str, method, model: Model, dataset: Dataset, state: State, seed: int = 0) -> None:
-    """Writes one of `FIGURES` as a PNG."""
+    """Writes one of `FIGURES` as a PNG.
+
+    Raises:
+      UserError: a figure of codes, of a method without an encoder.
+    """
+    if figure in ("reconstructions", "interpolation") and model.networks.encoder is None:
+        raise UserError(f"--figure={figure}: this method has no encoder; take samples or neighbours")
     images, columns = FIGURES[figure](jax.random.key(seed), state, method, model, dataset)
     plotting.save_images(path, np.asarray(images), columns)
 

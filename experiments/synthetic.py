@@ -1,4 +1,4 @@
-"""Table 1 and Figure 3 of the paper: AVB and the Gaussian VAE on four data points, with exact numbers.
+"""Table 1 and Figure 3 of the paper, AVB and the Gaussian VAE on four data points with exact numbers; or any other method.
 
     python -m experiments.synthetic [--config=experiments/configs/synthetic.py[:full|:paper]] [--workdir=DIR]
 """
@@ -15,9 +15,10 @@ from avb_jax import UserError, data, plotting, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import knn, quadrature
 from avb_jax.evaluation.elbo import elbo_terms
+from avb_jax.evaluation.image_quality import sliced_wasserstein
 from avb_jax.players import Model, encode, evaluation_params
 from avb_jax.types import Array, State
-from experiments import build, launch
+from experiments import build, launch, quality
 
 # Table 1 of Mescheder et al. (2017). Its reconstruction error is read as a mean over the four pixels: in nats per
 # example it would leave the VAE KL(q(z|x), p(z)) = 1.700 - 0.091 = 1.609 on average, but that is I(x; z) + KL(q(z), p(z)), at
@@ -36,8 +37,12 @@ ROWS = {
     "elbo_knn": "ELBO, KL by k-NN",
     "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
     "kl_aggregated_posterior_quadrature": "KL(q(z), p(z)), grid",
+    "reconstruction_rmse": "pixel error (RMS)",
+    "sliced_wasserstein": "samples, SWD x 1,000",
 }
 CODES = 2000  # per data point, in Figure 3
+REPEATS = 250  # reconstructions of each data point
+SAMPLES = 2000  # of the model, against the data points
 
 
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -54,12 +59,14 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
         per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
         results[name] = {q: workdir.summary([values[q] for values in per_seed]) for q in per_seed[0]}
-        draws = posterior_draws(model, seeds[0], points, CODES, config.seed)
-        codes[f"{name.upper()}, log-likelihood {per_seed[0]['log_likelihood']:.3f}"] = draws
+        if method.PLAYERS.encoder:
+            likelihood = per_seed[0].get("log_likelihood")
+            title = name.upper() + ("" if likelihood is None else f", log-likelihood {likelihood:.3f}")
+            codes[title] = posterior_draws(model, seeds[0], points, CODES, config.seed)
     workdir.write_results(folder, results)
     print(table(results, config.num_seeds))
     print(f"\nOptimal log-likelihood -log 4 = {-math.log(4):.3f}. Numbers in {folder / 'results.json'}", flush=True)
-    if config.latent_dim == 2:
+    if config.latent_dim == 2 and codes:
         figure = folder / "figures" / "figure_3.png"
         plotting.save_latent_codes(figure, codes, [str(i + 1) for i in range(len(points.train))])
         print(f"Figure 3 in {figure}")
@@ -68,28 +75,39 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
 def evaluate(
     method, model: Model, state: State, points: Dataset, config: ml_collections.ConfigDict, seed: int
 ) -> dict[str, float]:
-    """The quantities of Table 1 for one run, in nats."""
-    count = config.evaluation.samples // len(points.train)
-    key = jax.random.fold_in(jax.random.key(config.seed), seed)
-    terms = jax.tree.map(
-        jnp.mean, elbo_terms(key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize)
-    )
-    likelihood = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
-    z = posterior_draws(model, state, points, count, config.seed + seed + 1)
-    prior = np.asarray(model.prior.sample(jax.random.fold_in(key, 1), (count * len(points.train),)))
-    numbers = {
-        "log_likelihood": float(likelihood.log_likelihood.mean()),
-        "reconstruction_error": float(terms.reconstruction),
-        "reconstruction_error_per_pixel": float(terms.reconstruction) / math.prod(points.x_shape),
-        "elbo": float(terms.elbo),
-        "kl_aggregated_posterior": knn.kl_divergence(z.reshape(-1, config.latent_dim), prior),
-    }
-    kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
-    numbers["elbo_knn"] = -numbers["reconstruction_error"] - float(np.mean(kl_per_point))
-    posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
-    if posterior.mean is not None and model.networks.adversary is None:  # q(z) is a mixture of Gaussians
-        kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
-        numbers["kl_aggregated_posterior_quadrature"] = float(kl)
+    """The quantities of `ROWS` that the method has, for one run, in nats unless said otherwise."""
+    total = config.evaluation.samples
+    count = total // len(points.train)  # per point
+    key, numbers = jax.random.fold_in(jax.random.key(config.seed), seed), {}
+    if method.PLAYERS.decoder == "likelihood":
+        on_grid = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
+        numbers["log_likelihood"] = float(on_grid.log_likelihood.mean())
+    if hasattr(method, "elbo_terms"):
+        terms = elbo_terms(
+            key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize
+        )
+        reconstruction = float(terms.reconstruction.mean())
+        numbers |= {
+            "reconstruction_error": reconstruction, "elbo": float(terms.elbo.mean()),
+            "reconstruction_error_per_pixel": reconstruction / math.prod(points.x_shape),
+        }  # fmt: skip
+    if method.PLAYERS.encoder:
+        z = posterior_draws(model, state, points, count, config.seed + seed + 1)
+        prior = np.asarray(model.prior.sample(jax.random.fold_in(key, 1), (count * len(points.train),)))
+        numbers["kl_aggregated_posterior"] = knn.kl_divergence(z.reshape(-1, config.latent_dim), prior)
+        if "elbo" in numbers:
+            kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
+            numbers["elbo_knn"] = -reconstruction - float(np.mean(kl_per_point))
+        posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
+        if method.PLAYERS.encoder in ("gaussian", "density") and posterior.mean is not None and posterior.log_q is None:
+            kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)  # q(z) is a mixture of Gaussians
+            numbers["kl_aggregated_posterior_quadrature"] = float(kl)
+        repeated = np.repeat(points.train, REPEATS, axis=0)
+        numbers["reconstruction_rmse"] = quality.reconstruction_rmse(key, method, model, state, points, repeated)
+    drawn = quality.samples(jax.random.fold_in(key, 2), method, model, state, min(total, SAMPLES))
+    repeated = np.repeat(pixels(points), -(-len(drawn) // len(points.train)), axis=0)
+    flat = (np.asarray(images, np.float32).reshape(len(images), -1) for images in (drawn, repeated))
+    numbers["sliced_wasserstein"] = 1000.0 * sliced_wasserstein(*flat)
     return numbers
 
 

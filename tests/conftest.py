@@ -15,20 +15,26 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from avb_jax import Bernoulli, Model, Players, StandardNormal, networks
+from avb_jax import Bernoulli, Deterministic, Model, Players, StandardNormal, networks
+from avb_jax.methods import METHODS
 
 
-def small_model(method: str = "avb", *, conv: bool = False, **options) -> Model:
-    """AVB or VAE players for 6x6 images, 3 latents, a few hundred params each."""
+def small_model(method: str = "avb", *, conv: bool = False, encoder=None, **options) -> Model:
+    """A method's players for 6x6 images, 3 latents, a few hundred params each; `encoder` in the place of the usual head."""
 
     def trunk():
         return networks.ConvNet(channels=2, kernel_size=3) if conv else networks.MLP((8,), input_rank=2)
 
-    gaussian = method == "vae"
-    head = networks.GaussianEncoder if gaussian else networks.BlackBoxEncoder
+    kinds = METHODS[method].PLAYERS
+    heads = {"gaussian": networks.GaussianEncoder, "density": networks.GaussianEncoder, None: lambda trunk, latents: None}
+    head = (encoder or heads.get(kinds.encoder, networks.BlackBoxEncoder))(trunk(), 3)
     decoder = networks.ConvDecoder((6, 6), 1, 2, 3) if conv else networks.MLPDecoder((6, 6), 1, (8,))
-    adversary = None if gaussian else networks.InnerProductAdversary(trunk(), networks.MLP((8,)), 5)
-    return Model(Players(head(trunk(), 3), decoder, adversary), StandardNormal(3), Bernoulli(), 3, **options)
+    adversary = {
+        "pairs": networks.InnerProductAdversary(trunk(), networks.MLP((8,)), 5), "latents": networks.LatentAdversary((8,)),
+        "images": networks.ImageAdversary(trunk()), None: None,
+    }[kinds.adversary]  # fmt: skip
+    likelihood = Bernoulli() if kinds.decoder == "likelihood" else Deterministic()
+    return Model(Players(head, decoder, adversary), StandardNormal(3), likelihood, 3, **options)
 
 
 @pytest.fixture

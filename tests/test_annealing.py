@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Bernoulli, Model, Players, StandardNormal, UserError, data, fit, networks, parallel
+from avb_jax import Bernoulli, Deterministic, Model, Players, StandardNormal, UserError, data, fit, networks, parallel
 from avb_jax.evaluation import ais, bdmc, importance, quadrature
 from avb_jax.evaluation.examples import sum_up
 from avb_jax.evaluation.proposal import Normal
@@ -195,11 +195,11 @@ def test_slips():
             ais.log_likelihood(KEY, case.state, case.x, model=case.model, **options)
     with pytest.raises(UserError, match="initial='posterior': must be one of encoder, prior"):
         ais.log_likelihood(KEY, case.state, case.x, model=case.model, initial="posterior")
-    sampler = Model(case.model.networks, case.model.prior, None, 2)
+    sampler = Model(case.model.networks, case.model.prior, Deterministic(), 2)
     for estimate in (ais.log_likelihood, importance.log_likelihood, quadrature.log_likelihood):
-        with pytest.raises(UserError, match="likelihood=None: this model defines no p"):
+        with pytest.raises(UserError, match="likelihood=Deterministic: this model defines no p"):
             estimate(KEY, case.state, case.x, model=sampler)
-    with pytest.raises(UserError, match="likelihood=None"):
+    with pytest.raises(UserError, match="likelihood=Deterministic"):
         bdmc.sandwich(KEY, case.state, jnp.arange(2), model=sampler)
 
 

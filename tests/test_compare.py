@@ -1,4 +1,4 @@
-"""Comparisons at tiny size: several runs into one table, and eight schools."""
+"""Comparisons at tiny size: several methods into one table and figure, and eight schools."""
 
 import json
 
@@ -6,63 +6,124 @@ import numpy as np
 import pytest
 
 from avb_jax import UserError
-from experiments import compare, eight_schools, mnist
+from avb_jax.methods import METHODS
+from experiments import compare, eight_schools, suites
 from experiments.configs import eight_schools as eight_schools_config
-from experiments.configs import mnist as mnist_config
 
 TINY = {
-    "steps": 4, "log_every": 2, "checkpoint_every": 2, "batch_size": 8, "network.channels": 2, "network.kernel_size": 3,
-    "network.z_widths": (8,), "network.adversary_features": 4, "data.name": "digits", "data.binarize": "none",
-    "contrast.bases": 2, "contrast.widths": (4,), "noise_dim": 2, "noise_draws": 2, "latent_dim": 2, "check_images": 4,
-    "evaluation.importance_images": 7, "evaluation.importance_samples": 5,
+    "steps": 4, "log_every": 2, "checkpoint_every": 2, "batch_size": 8, "num_seeds": 1, "network.adversary_features": 4,
+    "noise_dim": 2, "noise_draws": 2, "contrast.bases": 2, "contrast.widths": (4,), "posterior.widths": (4,),
+}  # fmt: skip
+ESTIMATION = {
+    "ais.images": 6, "ais.chains": 2, "ais.temperatures": 4, "ais.leapfrog_steps": 2, "ais.chunk": 6, "bdmc.images": 3,
+    "elbo.images": 8, "importance.images": 6, "importance.samples": 4,
 }  # fmt: skip
 
 
-def tiny(variant):
-    config = mnist_config.get_config(variant)
-    config.update_from_flattened_dict(TINY)
-    return config
+def tiny(suite, **fields):
+    """A suite of `suites.SUITES` as it is, at tiny size."""
+    suite = suites.SUITES[suite]
+    entries = {name: entry._replace(fields={**entry.fields, **fields}) for name, entry in suite.entries.items()}
+    return suite._replace(fields={**suite.fields, **TINY}, evaluation=ESTIMATION, entries=entries)
 
 
-SUITE = compare.Suite(
-    mnist.main, tiny, {"avb32_ac": -80.2, "vae32": None}, "vae32",
-    {
-        "estimators": "elbo,importance,bdmc,ais", "ais.images": 6, "ais.chains": 2, "ais.temperatures": 4,
-        "ais.leapfrog_steps": 2, "ais.chunk": 6, "bdmc.images": 3, "elbo.images": 8, "importance.images": 6,
-        "importance.samples": 4,
-    },
-)  # fmt: skip
+def digits():
+    """The digits' suite, with two latents so that all panels are there."""
+    fields = {"network.widths": (8,), "latent_dim": 2, "evaluation.importance_images": 7, "evaluation.importance_samples": 5}
+    return tiny("digits", noise_draws=2, **fields)
 
 
-@pytest.mark.slow
-def test_one_table_of_several_runs(tmp_path, capsys):
-    rows = compare.compare(SUITE, tmp_path, "", list(SUITE.runs))
-    assert set(rows) == {"avb32_ac", "vae32"}
+def test_one_table_of_several_methods(tmp_path, capsys):
+    suite, names = digits(), ["avb_ac", "vae", "gan"]
+    rows = compare.compare(suite, tmp_path, names)
+    assert list(rows) == names
     values = {}
-    for run, name in (("avb32_ac", "avb"), ("vae32", "vae")):
-        (block,) = (tmp_path / run / "evaluation" / f"{name}-0" / "ais").glob("*.npz")
-        values[run] = np.load(block)["log_likelihood"]
-        np.testing.assert_allclose(rows[run]["log_likelihood_ais"], values[run].mean(), rtol=1e-5)
-    difference = values["avb32_ac"] - values["vae32"]
-    np.testing.assert_allclose(rows["avb32_ac"]["difference"], difference.mean(), rtol=1e-4)
-    np.testing.assert_allclose(rows["avb32_ac"]["difference_error"], difference.std(ddof=1) / np.sqrt(6), rtol=1e-4)
-    assert "difference" not in rows["vae32"]
+    for name, method in (("avb_ac", "avb"), ("vae", "vae")):
+        (block,) = (tmp_path / name / "evaluation" / f"{method}-0" / "ais").glob("*.npz")
+        values[name] = np.load(block)["log_likelihood"]
+        np.testing.assert_allclose(rows[name]["log_likelihood_ais"]["mean"], values[name].mean(), rtol=1e-5)
+    difference = values["avb_ac"] - values["vae"]
+    np.testing.assert_allclose(rows["avb_ac"]["difference"]["mean"], difference.mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        rows["avb_ac"]["difference"]["standard_error"], difference.std(ddof=1) / np.sqrt(6), rtol=1e-4
+    )
+    assert "difference" not in rows["vae"]
+    assert {"sliced_wasserstein"} == set(rows["gan"]) & set(suite.columns)  # no likelihood, no codes, no reconstructions
     assert json.loads((tmp_path / "results.json").read_text()).keys() == rows.keys()
-    text = (tmp_path / "table.md").read_text()
-    assert "-80.2" in text
-    assert text.count("(under T)") == 2
-    assert len({line.count("|") for line in text.splitlines()}) == 1
-    assert (tmp_path / "samples.png").exists()
+    header, _, *lines = (tmp_path / "table.md").read_text().splitlines()
+    assert {line.count("|") - line.count("\\|") for line in (header, *lines)} == {header.count("|") - header.count("\\|")}
+    by_name = {line.split("|")[1].strip(): line for line in lines}
+    assert by_name["avb_ac"].count("(under T)") == 2
+    assert "under T" not in by_name["vae"]
+    assert by_name["gan"].count("| - |") + by_name["gan"].count(" - |") > 5
+    assert (tmp_path / "figure.png").exists()
 
     capsys.readouterr()
-    again = compare.compare(SUITE, tmp_path, "", list(SUITE.runs))
+    again = compare.compare(suite, tmp_path, names)
     assert "avb: finished at step 4 of 4" in capsys.readouterr().err
     np.testing.assert_equal(again, rows)
 
 
-def test_unknown_runs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--runs=avb9: must be among avb32_ac, vae32"):
-        compare.compare(SUITE, tmp_path, "", ["avb9"])
+def test_seconds_become_steps_once(tmp_path):
+    """By the speed of a short training; the run then keeps its number of steps."""
+    suite = tiny("synthetic", **{"network.widths": (4,), "evaluation.samples": 200})
+    (row,) = compare.compare(suite, tmp_path, ["vae"], seconds=1).values()
+    pilot = json.loads((tmp_path / "vae" / "pilot.json").read_text())
+    assert row["steps"] == pilot["steps"] == max(2, round(pilot["examples_per_second"] / 8))
+    assert compare.affordable(None, tmp_path / "vae", 1) == row["steps"]
+    with pytest.raises(UserError, match=r"--seconds=2: .* holds a run of 1 seconds"):
+        compare.compare(suite, tmp_path, ["vae"], seconds=2)
+
+
+def test_several_seeds_are_paired_over_seeds():
+    values, reference = np.array([[1.0, 2.0], [3.0, 6.0]]), np.zeros((2, 2))
+    assert compare.paired(values, reference) == {"mean": 3.0, "standard_error": pytest.approx(1.5)}  # of 1.5 and 4.5
+    assert compare.paired(values[:1], reference[:1]) == {"mean": 1.5, "standard_error": pytest.approx(0.5)}
+
+
+def test_minutes_are_those_of_unequal_rates(tmp_path):
+    """Two blocks of 10 and of 40 examples a second, 100 examples each, take 12.5 seconds; compiling ones tell no rate."""
+    (tmp_path / "config.json").write_text(json.dumps({"steps": 20, "batch_size": 10, "num_seeds": 1}))
+    lines = [{"method": "vae", "examples_per_second": rate} for rate in (10.0, None, 40.0)]
+    lines.append({"method": "avb", "examples_per_second": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare.minutes(tmp_path, "vae") == pytest.approx(12.5 / 60)
+
+
+def test_slips(tmp_path):
+    with pytest.raises(UserError, match="--methods=avb9: must be among avb, avb_ac, vae"):
+        compare.compare(digits(), tmp_path, ["avb9"])
+    with pytest.raises(UserError, match="--steps=1, --seconds=2: give one budget"):
+        compare.compare(digits(), tmp_path, ["vae"], steps=1, seconds=2)
+
+
+def test_every_method_is_in_the_suites():
+    used = {fields["method"] for fields in suites.METHODS.values()}
+    assert used == set(METHODS)
+    for suite in suites.SUITES.values():
+        assert set(suite.methods) <= set(suite.entries)
+        assert suite.reference in suite.methods
+        for entry in suite.entries.values():  # locked: a misspelt field fails
+            suite.get_config(entry.variant).update_from_flattened_dict({**suite.fields, **entry.fields})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["synthetic", "digits", "faces"])
+def test_every_entry_runs_end_to_end(tmp_path, suite):
+    small = {
+        "synthetic": lambda: tiny("synthetic", **{"network.widths": (4,), "evaluation.samples": 200}),
+        "digits": digits,
+        "faces": lambda: tiny("faces", **{
+            "data.name": "drawn_faces", "data.size": 16, "latent_dim": 3, "network.channels": 2,
+            "network.adversary_channels": 2, "network.adversary_widths": (8,), "evaluation.images": 20, "check_images": 0,
+        }),
+    }[suite]()  # fmt: skip
+    small = small._replace(columns={**small.columns, "sliced_wasserstein_16": "16"})
+    rows = compare.compare(small, tmp_path, list(small.entries))
+    distance = "sliced_wasserstein_16" if suite == "faces" else "sliced_wasserstein"
+    assert all(np.isfinite(row[distance]["mean"]) for row in rows.values())
+    assert "elbo" not in rows["bigan"]
+    assert "reconstruction_rmse" in rows["bigan"]
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_an_interrupted_run_continues_to_the_same_end(tmp_path):
         (["steps=ten"], None, "steps"),
         ([], "experiments/configs/synthetic.py:huge", "no such variant; there are full, paper"),
         ([], "experiments/configs/nowhere.py", "nowhere.py"),
-        (["method=avb,gan"], None, "method='gan': must be one of avb, vae"),
+        (["method=avb,flow"], None, "method='flow': must be one of avb, vae"),
         (["optimizer.decoder_rate=1e30"], None, "is not finite by step"),
         (["data.name=mnist", "data.dir=/nowhere"], None, "data.dir='/nowhere': no such folder"),
     ],

@@ -1,5 +1,6 @@
 """Every method through its contract: signatures, compilation, schedules, averages, a user's own modules."""
 
+import functools
 import inspect
 
 import chex
@@ -15,14 +16,86 @@ from avb_jax.data import from_arrays
 from avb_jax.methods import METHODS, avb
 from tests.conftest import small_model
 
-CONTRACT = ("init", "train_step", "elbo_terms", "sample", "sample_posterior", "reconstruct")
+# What a method has, and what it has when it has the player or the likelihood for it.
+ALWAYS = ("init", "train_step", "sample")
+WITH_ENCODER = ("sample_posterior", "reconstruct")
+ADVERSARIAL = [name for name, functions in METHODS.items() if functions.PLAYERS.adversary]
+REFERENCE = {name: inspect.signature(getattr(avb, name)) for name in (*ALWAYS, *WITH_ENCODER, "elbo_terms")}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_signatures_are_the_same(method):
-    for name in CONTRACT:
-        signature = inspect.signature(getattr(METHODS[method], name))
-        assert signature == inspect.signature(getattr(avb, name)), name
+    functions = METHODS[method]
+    for name in (*ALWAYS, *(WITH_ENCODER if functions.PLAYERS.encoder else ())):
+        assert inspect.signature(getattr(functions, name)) == REFERENCE[name], name
+    if functions.PLAYERS.encoder is None:
+        assert not any(hasattr(functions, name) for name in WITH_ENCODER)
+    if hasattr(functions, "elbo_terms"):
+        assert inspect.signature(functions.elbo_terms) == REFERENCE["elbo_terms"]
+        assert functions.PLAYERS.decoder == "likelihood"
+    assert set(functions.__all__) <= {*REFERENCE, "PLAYERS"}
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_shapes(method, conv, images, sgd):
+    """Of what a step returns, and of what is drawn; each of its players has moved, and all is finite."""
+    functions, model = METHODS[method], small_model(method, conv=conv)
+    state = functions.init(jax.random.key(0), model, sgd, images)
+    for name, kind in functions.PLAYERS._asdict().items():
+        assert (getattr(state.params, name) is None) == (kind is None)
+    after = state
+    for i in range(2):  # a T that starts at 0 has no gradient for the others in the first step
+        slowly = Players(*[optax.sgd(0.1)] * 3)
+        after, info = functions.train_step(jax.random.key(1 + i), after, images, model=model, optimizers=slowly)
+    chex.assert_tree_all_finite(after)
+    for name, kind in functions.PLAYERS._asdict().items():
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), getattr(state.params, name), getattr(after.params, name))
+        assert kind is None or any(jax.tree.leaves(moved)), name
+    for name, value in info._asdict().items():
+        if value is not None:
+            chex.assert_shape(value, () if name == "beta" else (8,))
+            chex.assert_tree_all_finite(value)
+    assert (info.elbo is not None) == hasattr(functions, "elbo_terms")
+    key = jax.random.key(2)
+    drawn = functions.sample(key, after, model, 5)
+    chex.assert_shape(drawn, (5, 6, 6))
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    if functions.PLAYERS.encoder:
+        chex.assert_shape(functions.sample_posterior(key, after, model, images), (8, 3))
+        chex.assert_shape(functions.reconstruct(key, after, model, images), (8, 6, 6))
+    if hasattr(functions, "elbo_terms"):
+        chex.assert_shape(functions.elbo_terms(key, after, images, model=model).elbo, (8,))
+
+
+@pytest.mark.parametrize("method", ADVERSARIAL)
+def test_players_are_untouched_by_the_others_losses(method, images, sgd):
+    """With its own rate at zero a player stays as it is, whatever the others' losses; so does T in the others' updates."""
+    functions, model = METHODS[method], small_model(method)
+    start = functions.init(jax.random.key(0), model, sgd, images)
+    start, _ = functions.train_step(jax.random.key(1), start, images, model=model, optimizers=Players(*[optax.sgd(0.1)] * 3))
+    after, _ = functions.train_step(jax.random.key(2), start, images, model=model, optimizers=sgd)
+    for name, kind in functions.PLAYERS._asdict().items():
+        if kind is None:
+            continue
+        frozen = sgd._replace(**{name: optax.sgd(0.0)})
+        still, _ = functions.train_step(jax.random.key(2), start, images, model=model, optimizers=frozen)
+        for other in Players._fields:
+            expected = start if other == name else after
+            chex.assert_trees_all_close(getattr(still.params, other), getattr(expected.params, other), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_holds_all_of_it(method, images, tmp_path):
+    """A run that is taken up again is the run that was not interrupted."""
+    model, adam = small_model(method, ema_decay=0.9), Players(*[optax.adam(1e-2)] * 3)
+    train = functools.partial(
+        fit, METHODS[method], model, adam, from_arrays(np.asarray(images)), batch_size=4, log_every=2, checkpoint_every=2,
+        quiet=True, name=method,
+    )  # fmt: skip
+    train(steps=2, workdir=tmp_path)
+    resumed, whole = train(steps=4, workdir=tmp_path), train(steps=4)
+    chex.assert_trees_all_close(resumed, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,12 +133,13 @@ def test_average_follows_by_hand(images, sgd):
     assert avb.init(jax.random.key(0), small_model("avb"), sgd, images).average is None
 
 
-def test_adversary_steps_update_the_adversary_first_and_alone(images):
+@pytest.mark.parametrize("method", ADVERSARIAL)
+def test_adversary_steps_update_the_adversary_first_and_alone(method, images):
     """Three adversary steps leave its optimiser's count at 3 and the others' at 1."""
-    model, optimizers = small_model("avb", adversary_steps=3), Players(*[optax.adam(1e-3)] * 3)
-    state = avb.init(jax.random.key(0), model, optimizers, images)
-    state, _ = avb.train_step(jax.random.key(1), state, images, model=model, optimizers=optimizers)
-    assert [int(o[0].count) for o in state.opt_state] == [1, 1, 3]
+    model, optimizers = small_model(method, adversary_steps=3), Players(*[optax.adam(1e-3)] * 3)
+    state = METHODS[method].init(jax.random.key(0), model, optimizers, images)
+    state, _ = METHODS[method].train_step(jax.random.key(1), state, images, model=model, optimizers=optimizers)
+    assert [int(o[0].count) for o in state.opt_state if o is not None] == [1] * (1 if method == "gan" else 2) + [3]
 
 
 def test_x_side_of_the_adversary_is_computed_once(images, sgd):

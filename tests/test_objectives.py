@@ -42,11 +42,11 @@ def _within(estimates, expected, errors=4.0):
 
 def test_logistic_by_hand():
     # T_q = log 3: sigma = 3/4. T_p = 0: sigma = 1/2. Loss = -log(3/4) - log(1 - 1/2) = log(4/3) + log 2 = log(8/3).
-    np.testing.assert_allclose(divergences.logistic(jnp.log(3.0), jnp.array(0.0)), np.log(8 / 3), rtol=1e-6)
+    np.testing.assert_allclose(divergences.jensen_shannon(jnp.log(3.0), jnp.array(0.0)), np.log(8 / 3), rtol=1e-6)
 
 
 def test_logistic_does_not_overflow():
-    assert np.isfinite(divergences.logistic(jnp.array([-1e4, 1e4]), jnp.array([1e4, -1e4]))).all()
+    assert np.isfinite(divergences.jensen_shannon(jnp.array([-1e4, 1e4]), jnp.array([1e4, -1e4]))).all()
 
 
 def test_proposition_1_adversary_gradient_vanishes_at_the_log_ratio(game):
@@ -116,7 +116,7 @@ def test_a_gaussian_encoder_s_two_kls_agree(images):
     state = players.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), images)
     x = jnp.broadcast_to(images[:1], (20_000, 6, 6))
     draws = players.draw(jax.random.key(1), model, x)
-    _, (terms, z, _) = objectives.negative_elbo_gaussian(state.params, state.batch_stats, draws, model=model)
+    _, (terms, z, _) = objectives.negative_elbo(state.params, state.batch_stats, draws, model=model)
     posterior, _ = players.encode(model, state.params.encoder, {}, x, draws.noise, train=False)
     log_q = jnp.sum(normal_log_prob(z, posterior.mean, jnp.log(posterior.std)), axis=-1)
     _within(log_q[0] - model.prior.log_prob(z[0]), terms.kl[0])

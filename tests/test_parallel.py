@@ -42,7 +42,7 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize(
     ("method", "conv", "count", "contrast"),
-    [("avb", True, 4, "none"), ("avb", False, 2, "none"), ("vae", True, 2, "none"), ("avb", True, 4, "adaptive")],
+    [("avb", True, 4, "none"), ("avb", True, 4, "adaptive"), *((method, False, 2, "none") for method in METHODS)],
 )
 def test_sharded_is_one_device(dataset, sgd, count, method, conv, contrast):
     """A whole step, batch statistics and randomness included."""
@@ -51,6 +51,25 @@ def test_sharded_is_one_device(dataset, sgd, count, method, conv, contrast):
     _, many, info_many = one_block(dataset, model, sgd, "sharded", count, METHODS[method])
     assert_close(one, many)
     assert_close(info, info_many)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pmap_averages_the_devices_steps(dataset, sgd, method):
+    """By plain gradient descent, a step under pmap is the mean of what each device's share alone would have made."""
+    count, model, functions = 4, small_model(method), METHODS[method]
+    before, after, info = one_block(dataset, model, sgd, "pmap", count, functions)
+    state = jax.tree.map(lambda a: a[0], before)
+    _, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0))
+    shares = jnp.asarray(dataset.train[:BATCH].reshape(count, BATCH // count, 6, 6))
+    alone = [
+        functions.train_step(jax.random.fold_in(step_key, d), state, shares[d], model=model, optimizers=sgd)
+        for d in range(count)
+    ]
+    mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *[part.params for part, _ in alone])
+    assert_close(jax.tree.map(lambda a: a[0], after.params), mean)
+    for field, value in info._asdict().items():
+        if value is not None:
+            np.testing.assert_allclose(value[0], np.mean([np.mean(getattr(i, field)) for _, i in alone]), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("conv", "contrast"), [(False, "none"), (True, "none"), (False, "adaptive")])

@@ -56,7 +56,7 @@ def posterior_draws(
     key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
     binarize: str = "none", draws: int = 1000, chunk: int = 4,
 ) -> Posterior:  # fmt: skip
-    """Draws z [N, draws, Z] from q(z|x), and its moments [N, Z] where the encoder tells them.
+    """Draws z [N, draws, Z] from q(z|x), and what the encoder tells: moments [N, Z], log q(z|x) [N, draws].
 
     Arguments as in `posterior_moments`.
     """
@@ -69,9 +69,9 @@ def activity(moments: Moments) -> np.ndarray:
 
 
 def _draws(key: Array, state: State, model: Model, x: Array, draws: int) -> Posterior:
-    """Draws z [draws, Z] for one x, and the moments [Z]."""
+    """Draws z [draws, Z] for one x, the moments [Z], and log q(z|x) [draws]."""
     noise = jax.random.normal(key, (draws, 1, model.noise_dim))
     params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
     posterior, _ = encode(model, params, stats, x[None], noise, train=False)
     mean, std = (None if moment is None else moment[0] for moment in (posterior.mean, posterior.std))
-    return Posterior(posterior.z[:, 0], mean, std)
+    return Posterior(posterior.z[:, 0], mean, std, None if posterior.log_q is None else posterior.log_q[:, 0])

@@ -4,15 +4,23 @@ An encoder is put together from a trunk (`MLP`, `ConvNet`, `ResNet`), which turn
 and a head, which makes a posterior sample of them; `InnerProductAdversary` takes two trunks.
 """
 
-from avb_jax.networks.adversaries import InnerProductAdversary, LatentAdversary
+from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, LatentAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
 from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder, MomentEncoder, Sampler
 from avb_jax.networks.mlp import MLP, MLPDecoder
+from avb_jax.networks.posteriors import (
+    AuxiliaryEncoder,
+    FullCovarianceEncoder,
+    IAFEncoder,
+    PlanarFlowEncoder,
+    RealNVPEncoder,
+)
 from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
-    "MLP", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose", "GaussianEncoder",
-    "GlobalScale", "InnerProductAdversary", "LatentAdversary", "MLPDecoder", "MomentEncoder", "ResNet",
-    "ResNetDecoder", "Sampler",
+    "MLP", "AuxiliaryEncoder", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose",
+    "FullCovarianceEncoder", "GaussianEncoder", "GlobalScale", "IAFEncoder", "ImageAdversary", "InnerProductAdversary",
+    "LatentAdversary", "MLPDecoder", "MomentEncoder", "PlanarFlowEncoder", "RealNVPEncoder", "ResNet", "ResNetDecoder",
+    "Sampler",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax.networks.mlp import MLP
-from avb_jax.types import Array
+from avb_jax.types import Array, Judgement
 
 
 class InnerProductAdversary(nn.Module):
@@ -45,3 +45,15 @@ class LatentAdversary(nn.Module):
         del x
         h = MLP(self.widths, self.activation)(z)
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[:, 0]
+
+
+class ImageAdversary(nn.Module):
+    """T(x) of an image alone, with the features of the trunk's last layer; it starts at 0. Maps x [B, ...] to a `Judgement`."""
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array | None = None, *, train: bool = False) -> Judgement:
+        del z
+        features = self.trunk(x, None, train=train)
+        return Judgement(nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(features)[:, 0], features)

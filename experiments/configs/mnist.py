@@ -51,6 +51,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "beta_warmup": 0,
             "adversary_steps": 1,
             "adversary_floor": 0.0,  # c: the KL term takes max(T, -c), at a cost of at most e^-c nats; 0: none
+            "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
+            "feature_weight": 1.0,  # gamma of a VAE/GAN
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.999,
             "log_every": 50,
@@ -61,14 +63,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             # the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black box, whose
             # moments are those of moment_draws draws.
             "contrast": {"kind": "none", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8},
+            # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
+            "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
             "network": {
-                "family": "conv",
+                "family": "conv",  # or mlp
+                "widths": (256, 256),  # of mlp, which reads none of the next five
                 "channels": 16,
                 "kernel_size": 5,
-                "activation": "leaky_relu",
                 "batch_norm": True,  # in encoder and adversary, as in the paper
                 "decoder_batch_norm": False,
                 "z_widths": (512,),  # the adversary's z-net: one hidden layer
+                "activation": "leaky_relu",
                 "adversary_features": 512,
                 "head_scale": 1.0,  # variance of the initial kernels behind the mean and scale of q; near 0, q starts near p
                 "minus_log_prior": True,

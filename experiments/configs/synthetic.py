@@ -41,6 +41,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "beta_warmup": 0,
             "adversary_steps": 3,
             "adversary_floor": 0.0,  # c: the KL term takes max(T, -c), at a cost of at most e^-c nats; 0: none
+            "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
+            "feature_weight": 1.0,  # gamma of a VAE/GAN
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "ema_decay": 0.0,
             "log_every": 250,
@@ -51,6 +53,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             # the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black box, whose
             # moments are those of moment_draws draws.
             "contrast": {"kind": "none", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8},
+            # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
+            "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
             "network": {
                 "family": "mlp",
                 "widths": (64, 64),
