@@ -7,14 +7,14 @@ An interrupted comparison continues: each run is a directory of its own in --wor
 """
 
 import json
+import math
 import pathlib
-import sys
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 
-from avb_jax import Interrupted, UserError, plotting, workdir
+from avb_jax import UserError, plotting, workdir
 from avb_jax.evaluation import moments
 from experiments import build, evaluate, launch, pictures
 from experiments.configs import evaluate as evaluation
@@ -147,7 +147,8 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
             told = " (under T)" if quantity in ("elbo", "kl") and row["under_t"] else ""
             cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
-        lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", f"{row['minutes']:.1f}"]) + " |")
+        taken = "" if math.isnan(row["minutes"]) else f"{row['minutes']:.1f}"
+        lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", taken]) + " |")
     return "\n".join(lines)
 
 
@@ -180,24 +181,18 @@ def panels(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def main(argv: list[str]) -> None:
-    """The command; a `UserError` ends it with its one line and status 2."""
+    """The command."""
     del argv
     given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     suite = SUITES[given.suite]
     names = [name.strip() for name in given.methods.split(",")] if given.methods else list(suite.methods)
     folder = pathlib.Path(given.workdir or f"runs/compare-{given.suite}")
-    try:
+    with launch.errors_in_one_line():
         compare(
             suite, folder, names, data_dir=given.data_dir, steps=given.steps, seconds=given.seconds, seeds=given.seeds,
             images=given.images,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\n{str(error) or 'interrupted'}; the same command continues the comparison", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every experiment's command line shares: flags, the run directory, and errors told in one line."""
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -17,10 +18,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
 def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], None]) -> None:
-    """Parses `--config=FILE[:variant]`, `--config.field=value` and `--workdir=DIR`, and calls main(config, workdir).
-
-    A `UserError` ends the program with its one line and status 2; an interruption with status 130.
-    """
+    """Parses `--config=FILE[:variant]`, `--config.field=value` and `--workdir=DIR`, and calls main(config, workdir)."""
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -44,15 +42,22 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
         config = flags.FLAGS.config
         variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[2]
         folder = flags.FLAGS.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
-        try:
+        with errors_in_one_line():
             main(config, pathlib.Path(folder))
-        except UserError as error:
-            _fail(str(error))
-        except (Interrupted, KeyboardInterrupt) as error:
-            print(f"\n{str(error) or 'interrupted; the same command continues from what is saved'}", file=sys.stderr)
-            sys.exit(130)
 
     app.run(start, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """A `UserError` within ends the program with its one line and status 2; an interruption with status 130."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"\n{str(error) or 'interrupted; the same command continues from what is saved'}", file=sys.stderr)
+        sys.exit(130)
 
 
 def train(

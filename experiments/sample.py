@@ -4,12 +4,10 @@
 """
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
 
-from avb_jax import UserError
-from experiments import evaluate, pictures
+from experiments import evaluate, launch, pictures
 from experiments.configs import evaluate as evaluation
 
 
@@ -28,16 +26,13 @@ def draw(run: pathlib.Path, figure: str, path: pathlib.Path | None = None, metho
 
 
 def main(argv: list[str]) -> None:
-    """The command; a `UserError` ends it with its one line and status 2."""
+    """The command."""
     del argv
     given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
-    try:
+    with launch.errors_in_one_line():
         out = pathlib.Path(given.out) if given.out else None
         print(draw(pathlib.Path(given.workdir), given.figure, out, given.method, given.data_dir, given.seed))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

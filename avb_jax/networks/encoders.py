@@ -13,6 +13,17 @@ from avb_jax.types import Array, Posterior
 STANDARD_DRAWS = 512
 
 
+def gaussian_heads(features: Array, latent_dim: int, scale: float) -> tuple[Array, Array]:
+    """The layers of the calling module that make a mean and a standard deviation [B, Z] of features."""
+    mean = nn.Dense(latent_dim, kernel_init=scaled(scale), name="mean")(features)
+    return mean, jnp.exp(nn.Dense(latent_dim, kernel_init=scaled(scale), name="log_std")(features))
+
+
+def scaled(scale: float) -> nn.initializers.Initializer:
+    """Initial kernels of variance scale / inputs."""
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
 class BlackBoxEncoder(nn.Module):
     """z = enc(x, noise) [B, Z]: q(z|x) is whatever the network makes of the noise (Figure 1b)."""
 
@@ -38,7 +49,7 @@ class GaussianEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
-        mean, std = _heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
+        mean, std = gaussian_heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
         return Posterior(mean + std * noise, mean, std)
 
 
@@ -70,7 +81,7 @@ class MomentEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         features = self.trunk(x, None, train=train)
-        mean, std = _heads(features, self.latent_dim, self.head_scale)
+        mean, std = gaussian_heads(features, self.latent_dim, self.head_scale)
         w = 1.0 + nn.Dense(self.bases * self.latent_dim, name="weights")(features)
         w = w.reshape(-1, self.bases, self.latent_dim)
         w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
@@ -101,16 +112,6 @@ class _Bases(nn.Module):
         return nn.vmap(one, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=-2, out_axes=-2)(self, eps)
 
 
-def _heads(features: Array, latent_dim: int, scale: float) -> tuple[Array, Array]:
-    """The layers of the calling module that make a mean and a standard deviation [B, Z] of features."""
-    mean = nn.Dense(latent_dim, kernel_init=_scaled(scale), name="mean")(features)
-    return mean, jnp.exp(nn.Dense(latent_dim, kernel_init=_scaled(scale), name="log_std")(features))
-
-
-def _scaled(scale: float):
-    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-
-
 class Sampler(nn.Module):
     """An implicit q(z) that depends on no x: z = mean + std * (sqrt(rho) n + sqrt(1 - rho) u(eps)), with the moments it tells.
 
@@ -130,7 +131,7 @@ class Sampler(nn.Module):
     def __call__(self, x: Array, noise: Array) -> Posterior:
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
         linear = nn.Dense(self.latent_dim, kernel_init=identity, name="linear")
-        hidden, out = MLP(self.widths, nn.tanh, name="hidden"), nn.Dense(self.latent_dim, kernel_init=_scaled(0.1), name="out")
+        hidden, out = MLP(self.widths, nn.tanh, name="hidden"), nn.Dense(self.latent_dim, kernel_init=scaled(0.1), name="out")
 
         def network(eps: Array) -> Array:
             return linear(eps[..., : self.latent_dim]) + out(hidden(eps))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from avb_jax.networks.encoders import _heads, _scaled
+from avb_jax.networks.encoders import gaussian_heads, scaled
 from avb_jax.types import Array, Posterior, UserError
 
 GATE_BIAS = 2.0  # of IAF's gates, which start at sigmoid(2) = 0.88 (Kingma et al. 2016: 1 to 2)
@@ -41,7 +41,7 @@ class FullCovarianceEncoder(nn.Module):
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         _check_noise(self, noise)
         features = self.trunk(x, None, train=train)
-        mean, diagonal = _heads(features, self.latent_dim, self.head_scale)
+        mean, diagonal = gaussian_heads(features, self.latent_dim, self.head_scale)
         cholesky = jax.vmap(jnp.diag)(diagonal)
         if self.latent_dim > 1:
             rows, columns = np.tril_indices(self.latent_dim, -1)
@@ -212,7 +212,7 @@ class AuxiliaryEncoder(nn.Module):
 
         features = self.trunk(x, None, train=train)
         eps_z, eps_a = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
-        a_mean, a_std = _heads(features, extra, self.head_scale)
+        a_mean, a_std = gaussian_heads(features, extra, self.head_scale)
         a = a_mean + a_std * eps_a
         z_mean, z_std = gaussian("z_given_a", self.latent_dim, a)
         z = z_mean + z_std * eps_z
@@ -238,7 +238,7 @@ class _Conditional(nn.Module):
         h, degrees = v, None if self.order is None else np.array(self.order) + 1
         for i, width in enumerate((*self.widths, self.out)):
             last = i == len(self.widths)
-            init = _scaled(self.scale if last else 1.0)
+            init = scaled(self.scale if last else 1.0)
             kernel = self.param(f"kernel_{i}", init, (h.shape[-1], width))
             if degrees is not None:
                 # From 0, which hears x alone, to I - 1, which hears all inputs but the last.
@@ -252,7 +252,7 @@ class _Conditional(nn.Module):
 def _gaussian_base(encoder: nn.Module, features: Array, noise: Array) -> tuple[Array, Array]:
     """Where a flow starts: z_0 [..., B, Z] ~ N(mean(x), diag std(x)^2) and its log density [..., B]."""
     _check_noise(encoder, noise)
-    mean, std = _heads(features, encoder.latent_dim, encoder.head_scale)
+    mean, std = gaussian_heads(features, encoder.latent_dim, encoder.head_scale)
     return mean + std * noise, _log_normal(noise, std)
 
 
