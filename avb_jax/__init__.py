@@ -4,10 +4,10 @@ from avb_jax import data, distributions, methods, networks, objectives, parallel
 from avb_jax.distributions import Bernoulli, Deterministic, Gaussian, StandardNormal
 from avb_jax.loop import Interrupted, fit
 from avb_jax.players import Model
-from avb_jax.types import Draws, Info, Judgement, Players, Posterior, State, Terms, UserError
+from avb_jax.types import Diverged, Draws, Info, Judgement, Players, Posterior, State, Terms, UserError
 
 __all__ = [
-    "Bernoulli", "Deterministic", "Draws", "Gaussian", "Info", "Interrupted", "Judgement", "Model", "Players", "Posterior",
-    "StandardNormal", "State", "Terms", "UserError", "data", "distributions", "fit", "methods", "networks", "objectives",
-    "parallel",
+    "Bernoulli", "Deterministic", "Diverged", "Draws", "Gaussian", "Info", "Interrupted", "Judgement", "Model", "Players",
+    "Posterior", "StandardNormal", "State", "Terms", "UserError", "data", "distributions", "fit", "methods", "networks",
+    "objectives", "parallel",
 ]  # fmt: skip

@@ -57,7 +57,7 @@ def fit(
       The final State, every array with a leading axis S.
 
     Raises:
-      UserError: a slip in the arguments, or a loss that is not finite.
+      UserError: a slip in the arguments; `Diverged`: a loss that is not finite.
       Interrupted: SIGINT or SIGTERM came; the State was saved first.
     """
     counts = {"batch_size": batch_size, "num_seeds": num_seeds, "log_every": log_every, "checkpoint_every": checkpoint_every}

@@ -10,7 +10,7 @@ import tensorboardX
 import tqdm
 
 from avb_jax.evaluation.held_out import SAMPLES, HeldOut
-from avb_jax.types import Info, UserError
+from avb_jax.types import Diverged, Info
 
 _LABELS = {"elbo": "ELBO", "kl": "KL", "reconstruction": "rec", "adversary_loss": "T loss"}
 
@@ -45,12 +45,12 @@ def check_finite(name: str, step: int, numbers: dict[str, np.ndarray]) -> None:
     """Stops a run that has left the numbers.
 
     Raises:
-      UserError: some mean is not finite.
+      Diverged: some mean is not finite.
     """
     for field, values in numbers.items():
         if not np.isfinite(values).all():
             seeds = ", ".join(str(seed) for seed in np.flatnonzero(~np.isfinite(values)))
-            raise UserError(
+            raise Diverged(
                 f"{name}: {field} is not finite by step {step} (seed number {seeds}); lower the learning rates or clip the "
                 "gradients (optimizer.clip), then start again in a new --workdir"
             )

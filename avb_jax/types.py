@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A slip of the caller's, told in one line: the field, its value and the remedy."""
 
 
+class Diverged(UserError):
+    """A training left the numbers; a setting of the caller's is to be changed."""
+
+
 class Players(NamedTuple):
     """One thing per player of the game: networks, params, optimiser states, batch statistics, gradients.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from avb_jax import UserError, plotting, workdir
+from avb_jax import Diverged, UserError, plotting, workdir
 from avb_jax.evaluation import moments
 from experiments import build, evaluate, launch, pictures
 from experiments.configs import evaluate as evaluation
@@ -57,7 +57,13 @@ def compare(
         config.update_from_flattened_dict({**suite.fields, **entry.fields})
         config.data.dir, config.num_seeds = data_dir or config.data.dir, seeds or config.num_seeds
         config.steps = steps or (affordable(config, run, seconds) if seconds else config.steps)
-        suite.main(config, run)
+        rows[name] = {"steps": config.steps, "seeds": config.num_seeds, "published": entry.published}
+        try:
+            suite.main(config, run)
+        except Diverged as error:
+            print(error, flush=True)
+            rows[name]["diverged"] = str(error)
+            continue
         options = evaluation.get_config()
         options.update_from_flattened_dict(suite.evaluation)
         options.ais.images = images or options.ais.images
@@ -67,10 +73,7 @@ def compare(
             options.estimators = ",".join(chosen)
             evaluate.main(options, run)
         (found,) = json.loads((run / "results.json").read_text()).values()
-        rows[name] = {
-            "steps": config.steps, "seeds": config.num_seeds, "minutes": minutes(run, method), "published": entry.published,
-            "under_t": subject.model.networks.adversary is not None and "elbo" in found,
-        }  # fmt: skip
+        rows[name] |= {"minutes": minutes(run, method), "under_t": subject.model.networks.adversary is not None}
         rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
         if "log_likelihood_ais" in found:
             per_example[name] = np.stack([_per_example(run, method, seed) for seed in range(config.num_seeds)])
@@ -142,12 +145,12 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
     titles = ["", *columns.values(), *(["published"] if published else []), "steps", "minutes"]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for name, row in rows.items():
-        cells = [name]
+        cells = [name + (" (diverged)" if "diverged" in row else "")]
         for quantity in columns:
             told = " (under T)" if quantity in ("elbo", "kl") and row["under_t"] else ""
             cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
-        taken = "" if math.isnan(row["minutes"]) else f"{row['minutes']:.1f}"
+        taken = "" if math.isnan(row.get("minutes", math.nan)) else f"{row['minutes']:.1f}"
         lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", taken]) + " |")
     return "\n".join(lines)
 

@@ -63,6 +63,8 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         per_seed = []
         for subject in subjects:
             numbers, lacks = {}, missing(subject)
+            if not (chosen or applicable(subject)):
+                subject.note("no estimator applies: it has no likelihood and no encoder; its samples are in figures/")
             with_t |= {name} if subject.model.networks.adversary is not None else set()
             for what in chosen:
                 if what in lacks:
@@ -81,7 +83,8 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         }  # fmt: skip
         workdir.write_results(folder, {name: evaluated[name]})
     for name, quantities in evaluated.items():
-        print(table(name, quantities, under_t=name in with_t))
+        if quantities:
+            print(table(name, quantities, under_t=name in with_t))
     print("".join(f"\n{note}" for note in dict.fromkeys(notes)))
     print(f"\nNumbers in {folder / 'results.json'}, per example in {folder / 'evaluation'}, figures in {folder / 'figures'}")
 

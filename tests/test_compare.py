@@ -64,6 +64,15 @@ def test_one_table_of_several_methods(tmp_path, capsys):
     np.testing.assert_equal(again, rows)
 
 
+def test_a_method_that_diverges_is_a_row_without_numbers(tmp_path):
+    suite = tiny("synthetic", **{"network.widths": (4,), "evaluation.samples": 200, "optimizer.decoder_rate": 1e30})
+    suite = suite._replace(entries={**suite.entries, "gan": suites.SUITES["synthetic"].entries["gan"]})
+    rows = compare.compare(suite, tmp_path, ["vae", "gan"])
+    assert "is not finite by step" in rows["vae"]["diverged"]
+    assert "sliced_wasserstein" in rows["gan"]
+    assert "| vae (diverged) | -" in (tmp_path / "table.md").read_text()
+
+
 def test_seconds_become_steps_once(tmp_path):
     """By the speed of a short training; the run then keeps its number of steps."""
     suite = tiny("synthetic", **{"network.widths": (4,), "evaluation.samples": 200})
