@@ -147,7 +147,7 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
     for name, row in rows.items():
         cells = [name + (" (diverged)" if "diverged" in row else "")]
         for quantity in columns:
-            told = " (under T)" if quantity in ("elbo", "kl") and row["under_t"] else ""
+            told = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
             cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
         taken = "" if math.isnan(row.get("minutes", math.nan)) else f"{row['minutes']:.1f}"
