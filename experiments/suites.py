@@ -72,7 +72,12 @@ MNIST = {
 SUITES = {
     "synthetic": Suite(
         synthetic.main, synthetic_config.get_config,
-        {**ENTRIES, **{name: Entry(fields) for name, fields in DIVERGENCES.items()}}, tuple(METHODS),
+        {
+            **ENTRIES, **{name: Entry(fields) for name, fields in DIVERGENCES.items()},
+            # A Gaussian half of the noise, which MNIST needs, cannot fill a quarter of the plane.
+            "avb_ac": Entry({**ADAPTIVE, "contrast.gaussian_share": 0.0}),
+        },
+        tuple(METHODS),
         {
             "log_likelihood": "log p(x), quadrature", "elbo": "ELBO", "elbo_knn": "ELBO, KL by k-NN",
             "reconstruction_rmse": "pixel error (RMS)", "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
