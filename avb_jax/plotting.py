@@ -135,29 +135,29 @@ def save_comparison(path: pathlib.Path, methods: dict[str, dict[str, np.ndarray]
       path: of the PNG.
       methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [points, draws, 2], which are
         coloured by point and drawn with the prior's 95% circle.
-      columns: methods side by side.
+      columns: how many methods are side by side at most.
     """
-    names, titles = list(methods), list(dict.fromkeys(title for panels in methods.values() for title in panels))
-    columns = min(columns, len(names))
+    names = list(methods)
     blocks = -(-len(names) // columns)
-    figure = Figure(figsize=(2.2 * columns + 0.3, 2.25 * len(titles) * blocks), layout="constrained")
-    grid = figure.subplots(blocks * len(titles), columns, squeeze=False)
+    columns = -(-len(names) // blocks)
+    rows = []  # what they show, and of which methods
+    for block in range(blocks):
+        several = names[block * columns : (block + 1) * columns]
+        rows += [(title, several) for title in dict.fromkeys(title for name in several for title in methods[name])]
+    figure = Figure(figsize=(2.2 * columns + 0.3, 2.25 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
     for panel in grid.flat:
         panel.set(xticks=[], yticks=[], frame_on=False)
-    for place, (name, panels) in enumerate(methods.items()):
-        block, column = divmod(place, columns)
-        for row, title in enumerate(titles):
-            panel = grid[block * len(titles) + row, column]
-            if row == 0:
+    for i, (title, several) in enumerate(rows):
+        grid[i, 0].set_ylabel(title, fontsize=10)
+        for panel, name in zip(grid[i], several, strict=False):
+            if i == 0 or rows[i - 1][1] != several:
                 panel.set_title(name, fontsize=12)
-            if column == 0:
-                panel.set_ylabel(title, fontsize=10)
-            content = panels.get(title)
-            if content is None:
+            if (content := methods[name].get(title)) is None:
                 continue
             if content.shape[-1] == 2:
-                for i, draws in enumerate(content):
-                    panel.scatter(*draws.T, s=1.5, alpha=0.5, linewidths=0, color=COLOURS[i % len(COLOURS)])
+                for point, draws in enumerate(content):
+                    panel.scatter(*draws.T, s=1.5, alpha=0.5, linewidths=0, color=COLOURS[point % len(COLOURS)])
                 panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
                 panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
             else:
