@@ -150,7 +150,7 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
             told = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
             cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
-        taken = "" if math.isnan(row.get("minutes", math.nan)) else f"{row['minutes']:.1f}"
+        taken = "" if math.isnan(row.get("minutes", math.nan)) else f"{row['minutes']:.2g}"
         lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", taken]) + " |")
     return "\n".join(lines)
 
