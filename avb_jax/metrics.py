@@ -12,7 +12,10 @@ import tqdm
 from avb_jax.evaluation.held_out import SAMPLES, HeldOut
 from avb_jax.types import Diverged, Info
 
-_LABELS = {"elbo": "ELBO", "kl": "KL", "reconstruction": "rec", "adversary_loss": "T loss"}
+_LABELS = {
+    "elbo": "ELBO", "kl": "KL", "kl_aggregated_posterior": "KL(q(z))", "reconstruction": "rec",
+    "feature_distance": "feature distance", "adversary_loss": "T loss",
+}  # fmt: skip
 
 
 def as_numbers(info: Info) -> dict[str, np.ndarray]:
