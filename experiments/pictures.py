@@ -14,6 +14,7 @@ from avb_jax import UserError, data, plotting
 from avb_jax.data import Dataset
 from avb_jax.players import Model, mean_images
 from avb_jax.types import Array, State
+from experiments import quality
 
 COLUMNS = 10
 SAMPLES = 100
@@ -78,13 +79,13 @@ def neighbours(key: Array, state: State, method, model: Model, dataset: Dataset)
     flat = drawn.reshape(len(drawn), -1)
     best, where = np.empty((len(drawn), 0), np.float32), np.empty((len(drawn), 0), int)
     for first in range(0, len(dataset.train), _BLOCK):
-        block = np.asarray(_pixels(np.asarray(dataset.train[first : first + _BLOCK]), "none")).reshape(-1, flat.shape[1])
+        block = quality.pixels(dataset.train[first : first + _BLOCK]).reshape(-1, flat.shape[1])
         distance = np.sum(block**2, axis=1) - 2.0 * flat @ block.T  # |a - b|^2 but for |a|^2
         best = np.concatenate([best, distance], axis=1)
         where = np.concatenate([where, np.broadcast_to(first + np.arange(len(block)), distance.shape)], axis=1)
         order = np.argsort(best, axis=1)[:, :NEIGHBOURS]
         best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
-    near = np.asarray(_pixels(np.asarray(dataset.train[np.sort(where.ravel())]), "none"))
+    near = quality.pixels(dataset.train[np.sort(where.ravel())])
     near = near[np.argsort(np.argsort(where.ravel()))].reshape(*where.shape, *drawn.shape[1:])
     rows = np.concatenate([drawn[:, None], near], axis=1)
     return rows.reshape(-1, *drawn.shape[1:]), 1 + where.shape[1]
@@ -93,10 +94,6 @@ def neighbours(key: Array, state: State, method, model: Model, dataset: Dataset)
 FIGURES = {
     "samples": samples, "reconstructions": reconstructions, "interpolation": interpolation, "neighbours": neighbours,
 }  # fmt: skip
-
-
-def _pixels(images: np.ndarray, binarize: str) -> Array:
-    return data.to_pixels(jax.random.key(0), jnp.asarray(images), binarize)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "model", "count"))
@@ -112,6 +109,6 @@ def _decode(state: State, model: Model, z: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
 def _encode(key: Array, state: State, images: Array, method, model: Model, binarize: str) -> tuple[Array, Array, Array]:
     """Pixels of images, a code of each, and its mean image."""
-    x = _pixels(images, binarize)
+    x = data.to_pixels(jax.random.key(0), jnp.asarray(images), binarize)
     z = method.sample_posterior(key, state, model, x)
     return x, z, mean_images(state, model, z)
