@@ -4,7 +4,12 @@
 that T* = log q(z|x) - log r(z|x): of the KL term it has to learn only what the Gaussian r, with the moments of q(.|x), misses,
 and KL(q, p) = E[T*] + E[log r(z|x) - log p(z)].
 
-No gradient flows through r. It may be any density that depends on x alone: moments that are estimated make T's task harder,
+With `model.moment_gradients`, gradients flow through the moments, those in r and those in (z - mean) / std; otherwise not. Both
+are the gradient of the bound where T is optimal: they differ by the score of q in its location and scale, E_q[d log q] = 0. But
+where they flow, (z - mean) / std does not move with location and scale, so that these are trained without T, by
+log r(z|x) - log p(z) and the reconstruction, and T's errors, divided by a small std, do not reach them: T shapes q, no more.
+
+r may be any density that depends on x alone: moments that are estimated make T's task harder,
 not the KL term wrong. They are taken from noise that is the same for every x and step, so that r is a function of x (with
 fresh noise T would see z smeared by the moments' own error, and miss about Z / 2M nats of the KL for M draws).
 """
@@ -60,6 +65,7 @@ def encode(
         noise = jnp.broadcast_to(noise, (model.moment_draws, x.shape[0], model.noise_dim))
         more = players.encode(model, params, stats, x, noise, train=train)[0].z
         mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
-    r = Normal(*jax.lax.stop_gradient((mean, jnp.maximum(std, SMALLEST_STD))))
+    moments = mean, jnp.maximum(std, SMALLEST_STD)
+    r = Normal(*(moments if model.moment_gradients else jax.lax.stop_gradient(moments)))
     log_ratio = r.log_prob(z) - model.prior.log_prob(z)
     return Contrasted(z, (z - r.mean) / r.std, log_ratio, normal_kl(r.mean, r.std)), new_stats

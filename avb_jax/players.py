@@ -40,6 +40,7 @@ class Model:
     contrast: str = "none"  # what T tells q(z|x) from: the prior, or with 'adaptive' a Gaussian with q's moments
     adversary_floor: float = 0.0  # c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; 0: none
     moment_draws: int = 8  # of z, for those moments where the encoder does not tell them
+    moment_gradients: bool = False  # whether gradients flow through those moments, see `contrast`
     divergence: str = "jensen_shannon"  # the adversary's objective, one of `divergences.DIVERGENCES`
     adversary_sees_x: bool = True  # False: T(z), as in the adversarial autoencoder, whose method turns it off
     feature_weight: float = 1.0  # gamma of the VAE/GAN: of its reconstruction term in the decoder's loss

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import ml_collections
 import optax
 
@@ -53,6 +54,7 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
         noise_dim=noise_dim,
         contrast="adaptive" if adaptive else "none",
         moment_draws=config.contrast.moment_draws,
+        moment_gradients=config.contrast.moment_gradients,
         noise_draws=config.noise_draws,
         adversary_floor=config.adversary_floor,
         divergence=config.divergence,
@@ -66,8 +68,13 @@ def model(config: ml_collections.ConfigDict, method: str, x_shape: tuple[int, ..
 
 
 def optimizers(config: ml_collections.ConfigDict) -> Players:
-    """Adam for each player at its own rate, with the schedule and clipping of `config.optimizer`."""
-    options = config.optimizer
+    """Adam for each player at its own rate, with the schedule and clipping of `config.optimizer`.
+
+    The shape of a `networks.MomentEncoder`'s posterior takes `contrast.shape_rate` times the encoder's steps.
+    """
+    options, shape_rate = config.optimizer, config.contrast.shape_rate
+    if not shape_rate > 0:
+        raise UserError(f"contrast.shape_rate={shape_rate!r}: must be positive")
     if options.schedule not in SCHEDULES:
         raise UserError(f"optimizer.schedule={options.schedule!r}: must be one of {', '.join(SCHEDULES)}")
 
@@ -79,7 +86,13 @@ def optimizers(config: ml_collections.ConfigDict) -> Players:
         clip = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
         return optax.chain(clip, optax.adam(schedule, b1=options.b1, b2=options.b2))
 
-    return Players(adam("encoder", 1), adam("decoder", 1), adam("adversary", config.adversary_steps))
+    def of_shape(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in networks.MomentEncoder.SHAPE, params)
+
+    encoder = adam("encoder", 1)
+    if shape_rate != 1.0:
+        encoder = optax.chain(encoder, optax.masked(optax.scale(shape_rate), of_shape))
+    return Players(encoder, adam("decoder", 1), adam("adversary", config.adversary_steps))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -105,7 +118,7 @@ def _implicit(config, trunk, latents):
     encoder = networks.MomentEncoder(
         trunk, latents, options.bases, tuple(options.widths), options.gaussian_share, config.network.head_scale
     )
-    return encoder, latents + options.bases * config.noise_dim
+    return encoder, latents + options.bases * (latents + config.noise_dim)
 
 
 def _black_box(config, trunk, latents):
@@ -154,8 +167,9 @@ def _mlp(config, x_shape, parameters):
         return networks.MLP(widths, activation, rank)
 
     pairs = networks.InnerProductAdversary(
-        trunk(), networks.MLP(widths, activation), options.adversary_features, options.minus_log_prior
-    )
+        trunk(), networks.MLP(widths, activation), options.adversary_features, options.minus_log_prior,
+        config.contrast.kind == "adaptive",
+    )  # fmt: skip
     decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
     latents = networks.LatentAdversary(widths, activation)
     return Family(trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk()))
@@ -169,8 +183,9 @@ def _conv(config, x_shape, parameters):
 
     z_widths = tuple(options.z_widths)
     pairs = networks.InnerProductAdversary(
-        trunk(), networks.MLP(z_widths, activation), options.adversary_features, options.minus_log_prior
-    )
+        trunk(), networks.MLP(z_widths, activation), options.adversary_features, options.minus_log_prior,
+        config.contrast.kind == "adaptive",
+    )  # fmt: skip
     decoder = networks.ConvDecoder(
         x_shape, parameters, options.channels, options.kernel_size, activation, options.decoder_batch_norm
     )

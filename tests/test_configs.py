@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from avb_jax import UserError, fit
-from avb_jax.methods import METHODS
+from avb_jax.methods import METHODS, avb, update
 from experiments import build
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,6 +85,7 @@ CHANGES = {
     "optimizer.decoder_rate": 2e-3, "optimizer.adversary_rate": 2e-3, "optimizer.b1": 0.8, "optimizer.b2": 0.9,
     "optimizer.schedule": "constant", "optimizer.clip": 0.01, "method": "vae", "num_seeds": 2,
     "noise_draws": 2, "contrast.kind": "none", "contrast.bases": 3, "contrast.widths": (4,), "contrast.gaussian_share": 0.4,
+    "contrast.moment_gradients": True, "contrast.shape_rate": 0.5,
     "parallel": "pmap",  # where every device draws noise of its own
     "divergence": "kl", "feature_weight": 0.5, "posterior.kind": "full", "posterior.flows": 2, "posterior.widths": (5,),
 }  # fmt: skip
@@ -177,13 +178,29 @@ def test_names_are_checked(field):
 
 def test_numbers_are_checked():
     for changes in (
-        {"contrast.bases": -1}, {"contrast.gaussian_share": 1.5}, {"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0},
+        {"contrast.bases": -1}, {"contrast.gaussian_share": 1.5}, {"contrast.shape_rate": 0.0},
+        {"optimizer.encoder_rate": 0.0}, {"likelihood_std": -1.0},
         {"network.head_scale": 0.0}, {"beta": -1.0}, {"ema_decay": 1.0}, {"posterior.flows": 0}, {"feature_weight": -1.0},
     ):  # fmt: skip
         config = small("mnist", **changes)
         (name,) = changes
         with pytest.raises(UserError, match=name.replace("likelihood_std", "likelihood std")):
             build.model(config, "avb", (8, 8)), build.optimizers(config)
+
+
+def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
+    moved = {}
+    for rate in (1.0, 0.25):
+        config = small("synthetic", **{"contrast.shape_rate": rate})
+        model, optimizers = build.model(config, "avb", (2, 2)), build.optimizers(config)
+        state = avb.init(jax.random.key(0), model, optimizers, jnp.zeros((8, 2, 2)))
+        gradients = state.params._replace(encoder=jax.tree.map(jnp.ones_like, state.params.encoder))
+        after = update.apply_gradients(state, gradients, optimizers).params.encoder
+        moved[rate] = jax.tree.map(lambda a, b: np.asarray(a - b), after, state.params.encoder)
+    for name, part in moved[0.25].items():
+        factor = 0.25 if name in ("weights", "bases") else 1.0
+        jax.tree.map(lambda a, b, f=factor: np.testing.assert_allclose(a, f * b, rtol=1e-3), part, moved[1.0][name])
+    assert set(moved[1.0]) > {"weights", "bases"}
 
 
 def test_a_family_that_a_config_has_no_fields_for_is_refused():

@@ -119,8 +119,9 @@ def test_no_gradient_flows_through_the_moments(points):
     assert all(gradient[name].any() for name in ("m", "c", "log_s"))
 
 
-def test_its_gradients_are_those_of_the_analytic_elbo(points):
-    model, state = _game(TellingEncoder(), Zero())
+@pytest.mark.parametrize("moment_gradients", [False, True])
+def test_its_gradients_are_those_of_the_analytic_elbo(points, moment_gradients):
+    model, state = _game(TellingEncoder(), Zero(), moment_gradients=moment_gradients)
     parts = points.reshape(-1, 1000, 2)
 
     def gradient(key, x):
@@ -136,6 +137,45 @@ def test_its_gradients_are_those_of_the_analytic_elbo(points):
         for name in ({"m", "c", "log_s"} if "m" in expected else {"w"}):
             error = got[name].std(axis=0) / np.sqrt(len(parts))
             np.testing.assert_array_less(abs(got[name].mean(axis=0) - expected[name]), 4 * error + 1e-6)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 2.0)])
+def test_moment_gradients_are_those_of_the_analytic_elbo_whatever_r(points, shift, scale):
+    """With moments that are off, too, T* being what it then is; and on average as without them."""
+    parts = points.reshape(-1, 1000, 2)
+    results = []
+    for flow in (False, True):
+        model, state = _game(TellingEncoder(shift=shift, scale=scale), ExactUnderContrast(shift, scale), moment_gradients=flow)
+
+        def gradient(key, x, model=model, state=state):
+            draws = players.draw(key, model, x)
+            loss = lambda params: objectives.negative_elbo_adversarial(  # noqa: E731
+                params, state.params.adversary, state.batch_stats, draws, model=model
+            )[0]
+            return jax.grad(loss)(state.params).encoder
+
+        results.append(jax.vmap(gradient)(jax.random.split(jax.random.key(2), len(parts)), parts))
+    expected = jax.grad(gaussian.analytic_negative_elbo)(state.params.encoder, state.params.decoder, points[:4])
+    without, flowing = results
+    for name in ("m", "c", "log_s"):
+        error = flowing[name].std(axis=0) / np.sqrt(len(parts))
+        np.testing.assert_array_less(abs(flowing[name].mean(axis=0) - expected[name]), 4 * error + 1e-5)
+    assert flowing["extra"].any()
+    assert not without["extra"].any()
+
+
+def test_with_moment_gradients_t_does_not_move_location_and_scale(points):
+    """Whatever T says, where z is mean + std * v with a v of its own: only v hears T."""
+    gradients = []
+    for adversary in (Zero(), ExactUnderContrast(3.0, 0.2)):
+        model, state = _game(TellingEncoder(), adversary, moment_gradients=True)
+        draws = players.draw(jax.random.key(1), model, points[:100])
+        loss = lambda params: objectives.negative_elbo_adversarial(  # noqa: E731
+            params, state.params.adversary, state.batch_stats, draws, model=model  # noqa: B023
+        )[0]
+        gradients.append(jax.grad(loss)(state.params).encoder)
+    for name in ("m", "c", "log_s"):
+        np.testing.assert_allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_moments_that_the_encoder_does_not_tell_are_estimated(points):
@@ -159,7 +199,7 @@ def test_moments_that_the_encoder_does_not_tell_are_estimated(points):
 def moment_encoder():
     encoder = networks.MomentEncoder(networks.MLP((8,), input_rank=2), 3, bases=2, widths=(8,), gaussian_share=0.3)
     x = jax.random.uniform(jax.random.key(0), (4, 6, 6))
-    params = encoder.init(jax.random.key(1), x, jnp.zeros((4, 3 + 2 * 5)))["params"]
+    params = encoder.init(jax.random.key(1), x, jnp.zeros((4, 3 + 2 * 5)))["params"]  # 3 and 2 numbers per basis
     # Away from the initial values, where all bases weigh the same and are nearly linear.
     keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(params)))
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
@@ -186,6 +226,32 @@ def test_the_moment_encoder_is_no_gaussian(moment_encoder):
     assert abs(correlation).max() < 0.7 + 0.05
     z, mean, std, _ = dataclasses.replace(encoder, gaussian_share=1.0).apply({"params": params}, x, noise)
     np.testing.assert_allclose(z, mean + std * noise[..., :3], rtol=1e-5, atol=1e-5)
+
+
+def test_the_moment_encoder_starts_as_the_gaussian_of_its_moments():
+    """It is a linear image of its noise, uncorrelated over latents, but for some 1% of its variance."""
+    x = jax.random.uniform(jax.random.key(0), (4, 6, 6))
+    for more in (0, 5):
+        encoder = networks.MomentEncoder(networks.MLP((8,), input_rank=2), 3, gaussian_share=0.0)
+        noise = jax.random.normal(jax.random.key(3), (50_000, 4, 3 + 4 * (3 + more)))
+        z, mean, std, _ = encoder.init_with_output(jax.random.key(1), x, noise)[0]
+        v = ((z - mean) / std)[:, 0]
+        np.testing.assert_allclose(np.corrcoef(v.T), np.eye(3), atol=0.05)
+        _, residual, *_ = np.linalg.lstsq(noise[:, 0], v - v.mean(axis=0))
+        assert (residual < 0.02 * len(v)).all()
+
+
+def test_what_weighs_the_bases_does_not_train_the_trunk(moment_encoder):
+    encoder, params, x = moment_encoder
+    noise = jax.random.normal(jax.random.key(3), (7, 4, 13))
+
+    def shape(params):
+        z, mean, std, _ = encoder.apply({"params": params}, x, noise)
+        return jnp.sum(jnp.sin((z - mean) / std))
+
+    gradient = jax.grad(shape)(params)
+    reached = {name for name, part in gradient.items() if any(abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(part))}
+    assert reached == set(networks.MomentEncoder.SHAPE)
 
 
 def test_its_posterior_depends_on_its_own_example_alone(moment_encoder):

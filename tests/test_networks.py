@@ -133,6 +133,17 @@ def test_minus_log_prior_adds_half_the_square():
     np.testing.assert_allclose(difference, 0.5 * (z**2).sum(-1), rtol=1e-4, atol=1e-6)
 
 
+def test_an_inner_product_can_start_at_zero():
+    """And is trained from there: its gradient does not vanish."""
+    x, z = jnp.ones((4, 2, 2)), jax.random.normal(jax.random.key(1), (4, 3))
+    nets = networks.MLP((8,), input_rank=2), networks.MLP((8,))
+    adversary = networks.InnerProductAdversary(*nets, features=5, starts_at_zero=True)
+    params = adversary.init(jax.random.key(2), x, z)
+    assert not adversary.apply(params, x, z).any()
+    gradient = jax.grad(lambda params: adversary.apply(params, x, z)[0])(params)
+    assert any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
 def test_gaussian_encoder_tells_its_moments():
     model = small_model("vae")
     x = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (1, 6, 6)), (20_000, 6, 6))

@@ -14,7 +14,8 @@ class InnerProductAdversary(nn.Module):
     """T(x, z) = <f(x), g(z)> / sqrt(features) (section 4), with f(x) computed once for however many z.
 
     The root keeps T near 1 at initialisation, whatever the width. With `minus_log_prior`, |z|^2 / 2, which is -log p(z)
-    up to a constant, is added: of T* = log q(z|x) - log p(z) the networks then have only log q to learn.
+    up to a constant, is added: of T* = log q(z|x) - log p(z) the networks then have only log q to learn. With
+    `starts_at_zero` the inner product does, as T* does under adaptive contrast where q starts as a Gaussian.
 
     Maps x [B, ...] and z [..., B, Z] to T [..., B].
     """
@@ -23,12 +24,14 @@ class InnerProductAdversary(nn.Module):
     z_net: nn.Module
     features: int = 512
     minus_log_prior: bool = False
+    starts_at_zero: bool = False
 
     shares_x = True
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
-        f = nn.Dense(self.features, name="f")(self.x_net(x, train=train))
+        kernel_init = nn.initializers.zeros if self.starts_at_zero else nn.linear.default_kernel_init
+        f = nn.Dense(self.features, kernel_init=kernel_init, name="f")(self.x_net(x, train=train))
         g = nn.Dense(self.features, name="g")(self.z_net(z, train=train))
         t = jnp.sum(f * g, axis=-1) / math.sqrt(self.features)
         return t + 0.5 * jnp.sum(jnp.square(z), axis=-1) if self.minus_log_prior else t

@@ -71,10 +71,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
                 "flip": True,
                 "cache": "",  # decoded images; ~/.cache/avb_jax by default
             },
-            # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of noise_dim inputs,
-            # the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black box, whose
-            # moments are those of moment_draws draws.
-            "contrast": {"kind": "adaptive", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8},
+            # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of latent_dim +
+            # noise_dim inputs, the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black
+            # box, whose moments are those of moment_draws draws. moment_gradients: the moments are trained without T, which
+            # shapes q alone; what makes the shape moves at shape_rate times the encoder's rate.
+            "contrast": {
+                "kind": "adaptive", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8,
+                "moment_gradients": False, "shape_rate": 1.0,
+            },
             # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
             "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
             "network": {

@@ -24,7 +24,8 @@ PAPER = {
 }  # fmt: skip
 ADAPTIVE = {
     **PAPER, "contrast.kind": "adaptive", "adversary_floor": 3.0, "noise_dim": 16, "noise_draws": 8,
-    "network.minus_log_prior": False, "network.head_scale": 0.01,
+    "network.minus_log_prior": False, "network.head_scale": 0.01, "contrast.gaussian_share": 0.3,
+    "contrast.moment_gradients": True, "contrast.shape_rate": 0.1,
 }  # fmt: skip
 VARIANTS = {
     "": {}, "vae": {"method": "vae"}, "digits": DIGITS, "digits_vae": {**DIGITS, "method": "vae"},
@@ -61,10 +62,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "check_images": 32,  # held-out, at each checkpoint: the ELBO under T beside a bound without T
             "checkpoint_every": 500,
             "data": {"name": "mnist", "dir": "", "binarize": "dynamic"},
-            # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of noise_dim inputs,
-            # the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black box, whose
-            # moments are those of moment_draws draws.
-            "contrast": {"kind": "none", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8},
+            # 'adaptive': T tells q(z|x) from a Gaussian with its moments. With `bases`, noise networks of latent_dim +
+            # noise_dim inputs, the encoder knows its moments, and gaussian_share of its noise is Gaussian; with 0 it is a black
+            # box, whose moments are those of moment_draws draws. moment_gradients: the moments are trained without T, which
+            # shapes q alone; what makes the shape moves at shape_rate times the encoder's rate.
+            "contrast": {
+                "kind": "none", "bases": 4, "widths": (64, 64), "gaussian_share": 0.5, "moment_draws": 8,
+                "moment_gradients": False, "shape_rate": 1.0,
+            },
             # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
             "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
             "network": {
