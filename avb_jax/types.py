@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A training left the numbers; a setting of the caller's is to be changed."""
+    """A training left the numbers, or its encoder no room for a density; a setting of the caller's is to be changed."""
 
 
 class Players(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Players, StandardNormal, UserError, fit
+from avb_jax import Diverged, Players, StandardNormal, UserError, fit
 from avb_jax.data import from_arrays
 from avb_jax.distributions import normal_log_prob
 from avb_jax.evaluation import importance, knn, moments, optimality, quadrature
@@ -116,7 +116,7 @@ def test_knn_about_a_gaussian_refuses():
     rng = np.random.default_rng(2)
     with pytest.raises(UserError, match="n more than twice d"):
         knn.kl_to_standard_normal(np.zeros((10, 5)))
-    with pytest.raises(UserError, match="plane of fewer dimensions"):
+    with pytest.raises(Diverged, match="plane of fewer dimensions"):
         knn.kl_to_standard_normal(rng.standard_normal((100, 1)) * np.array([[1.0, 0.0]]))
 
 
@@ -213,7 +213,7 @@ def test_knn_of_equal_samples_is_zero_on_average():
 
 def test_knn_refuses_what_has_no_density():
     rng = np.random.default_rng(2)
-    with pytest.raises(UserError, match="occurs more than 3 times"):
+    with pytest.raises(Diverged, match="occurs more than 3 times"):
         knn.kl_divergence(np.zeros((50, 2)), rng.standard_normal((50, 2)), k=3)
     with pytest.raises(UserError, match="k=10: needs more than k samples"):
         knn.kl_divergence(np.zeros((5, 2)), np.zeros((50, 2)))

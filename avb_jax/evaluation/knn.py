@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
-from avb_jax.types import UserError
+from avb_jax.types import Diverged, UserError
 
 
 def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
@@ -15,7 +15,7 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     and with the distance of q from p; `python -m benchmarks.knn` tabulates it.
 
     Raises:
-      UserError: too few samples for k, unequal dimensions, or samples that coincide k + 1 times.
+      UserError: too few samples for k, or unequal dimensions; `Diverged`: samples that coincide k + 1 times.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
@@ -25,7 +25,7 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     rho = cKDTree(a).query(a, k=[k + 1], workers=-1)[0][:, 0]
     nu = cKDTree(b).query(a, k=[k], workers=-1)[0][:, 0]
     if not rho.all():
-        raise UserError(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
+        raise Diverged(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
     return float(a.shape[1] * np.mean(np.log(nu / rho)) + np.log(len(b) / (len(a) - 1)))
 
 
@@ -42,7 +42,7 @@ def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
       seed: of the draws from g.
 
     Raises:
-      UserError: as `kl_divergence`, or no more samples than twice the dimensions.
+      UserError: as `kl_divergence`, or no more samples than twice the dimensions; `Diverged`: samples in a plane.
     """
     a = np.asarray(a, np.float64)
     if a.ndim != 2 or len(a) <= 2 * a.shape[1]:
@@ -52,7 +52,7 @@ def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
     try:
         factor = np.linalg.cholesky(np.cov(a, rowvar=False).reshape(dim, dim))
     except np.linalg.LinAlgError:
-        raise UserError("a: the samples lie in a plane of fewer dimensions, so that q has no density") from None
+        raise Diverged("a: the samples lie in a plane of fewer dimensions, so that q has no density") from None
     whitened = np.linalg.solve(factor, (a - mean).T).T
     # A sample covariance's log determinant is low on average, by a Wishart's; |mean|^2 is high by trace / n.
     shrinkage = np.sum(digamma((count - np.arange(1, dim + 1)) / 2.0)) + dim * np.log(2.0 / (count - 1))
