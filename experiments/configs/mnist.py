@@ -8,6 +8,7 @@
 data.dir holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (same decoder, Gaussian posterior), 'digits', 'digits_vae'; and
 the paper's comparison, which `python -m experiments.compare --suite=mnist` runs, with results in the README: 'avb8', 'avb8_ac',
 'avb32_ac' (adaptive contrast), 'vae8', 'vae32', with 8 or 32 latents; on 2 cores about 20 minutes for AVB and 5 for the VAE.
+Under adaptive contrast they train the moments of q without T, and its shape slowly; the README says what that changed.
 """
 
 import ml_collections
