@@ -6,12 +6,13 @@ and KL(q, p) = E[T*] + E[log r(z|x) - log p(z)].
 
 With `model.moment_gradients`, gradients flow through the moments, those in r and those in (z - mean) / std; otherwise not. Both
 are the gradient of the bound where T is optimal: they differ by the score of q in its location and scale, E_q[d log q] = 0. But
-where they flow, (z - mean) / std does not move with location and scale, so that these are trained without T, by
-log r(z|x) - log p(z) and the reconstruction, and T's errors, divided by a small std, do not reach them: T shapes q, no more.
+where they flow, and z = mean + std * v, what T sees is v, which does not move with location and scale. These are then trained
+without T, by log r(z|x) - log p(z) and the reconstruction, and T's errors, divided by a small std, do not reach them: T shapes
+q, no more.
 
-r may be any density that depends on x alone: moments that are estimated make T's task harder,
-not the KL term wrong. They are taken from noise that is the same for every x and step, so that r is a function of x (with
-fresh noise T would see z smeared by the moments' own error, and miss about Z / 2M nats of the KL for M draws).
+r may be any density that depends on x alone: moments that are estimated make T's task harder, not the KL term wrong. They are
+taken from noise that is the same for every x and step, so that r is a function of x (with fresh noise T would see z smeared
+by the moments' own error, and miss about Z / 2M nats of the KL for M draws).
 """
 
 from typing import NamedTuple
@@ -64,7 +65,8 @@ def encode(
         noise = jax.random.normal(jax.random.key(0), (model.moment_draws, 1, model.noise_dim))
         noise = jnp.broadcast_to(noise, (model.moment_draws, x.shape[0], model.noise_dim))
         more = players.encode(model, params, stats, x, noise, train=train)[0].z
-        mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
+        # Bounded under the root, whose gradient has no end at a variance of 0.
+        mean, std = more.mean(axis=0), jnp.sqrt(jnp.maximum(more.var(axis=0, ddof=1), SMALLEST_STD**2))
     moments = mean, jnp.maximum(std, SMALLEST_STD)
     r = Normal(*(moments if model.moment_gradients else jax.lax.stop_gradient(moments)))
     log_ratio = r.log_prob(z) - model.prior.log_prob(z)

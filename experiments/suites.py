@@ -74,7 +74,7 @@ SUITES = {
         synthetic.main, synthetic_config.get_config,
         {
             **ENTRIES, **{name: Entry(fields) for name, fields in DIVERGENCES.items()},
-            # Half of the noise Gaussian, as in the MNIST configs, cannot fill a quarter of the plane.
+            # Half of the noise Gaussian, the config's default, cannot fill a quarter of the plane.
             "avb_ac": Entry({**ADAPTIVE, "contrast.gaussian_share": 0.0}),
         },
         tuple(METHODS),

@@ -141,7 +141,7 @@ def test_its_gradients_are_those_of_the_analytic_elbo(points, moment_gradients):
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 2.0)])
 def test_moment_gradients_are_those_of_the_analytic_elbo_whatever_r(points, shift, scale):
-    """With moments that are off, too, T* being what it then is; and on average as without them."""
+    """On average, and as without them; with moments that are off, too, T* being what it then is."""
     parts = points.reshape(-1, 1000, 2)
     results = []
     for flow in (False, True):
@@ -156,10 +156,11 @@ def test_moment_gradients_are_those_of_the_analytic_elbo_whatever_r(points, shif
 
         results.append(jax.vmap(gradient)(jax.random.split(jax.random.key(2), len(parts)), parts))
     expected = jax.grad(gaussian.analytic_negative_elbo)(state.params.encoder, state.params.decoder, points[:4])
+    for got in results:
+        for name in ("m", "c", "log_s"):
+            error = got[name].std(axis=0) / np.sqrt(len(parts))
+            np.testing.assert_array_less(abs(got[name].mean(axis=0) - expected[name]), 4 * error + 1e-5)
     without, flowing = results
-    for name in ("m", "c", "log_s"):
-        error = flowing[name].std(axis=0) / np.sqrt(len(parts))
-        np.testing.assert_array_less(abs(flowing[name].mean(axis=0) - expected[name]), 4 * error + 1e-5)
     assert flowing["extra"].any()
     assert not without["extra"].any()
 
@@ -193,6 +194,27 @@ def test_moments_that_the_encoder_does_not_tell_are_estimated(points):
     np.testing.assert_allclose(drawn.kl, normal_kl(mean, std), atol=0.02)
     few = dataclasses.replace(model, moment_draws=3)
     np.testing.assert_array_equal(contrasted(few, noise).kl, contrasted(few, -noise).kl)
+
+
+def test_an_encoder_that_ignores_its_noise_has_finite_moment_gradients():
+    class Constant(nn.Module):
+        @nn.compact
+        def __call__(self, x, noise):
+            return self.param("m", nn.initializers.ones, (2,)) * x
+
+    model, state = _game(Constant(), Zero(), moment_gradients=True)
+    draws = players.draw(jax.random.key(1), model, jnp.ones((4, 2)))
+    loss = lambda params: objectives.negative_elbo_adversarial(  # noqa: E731
+        params, state.params.adversary, state.batch_stats, draws, model=model
+    )[0]
+    assert np.isfinite(jax.grad(loss)(state.params).encoder["m"]).all()
+
+
+@pytest.mark.parametrize("noise_dim", [3 + 2 * 2, 3 + 2 * 3 + 1])
+def test_noise_that_the_bases_cannot_share_is_told(noise_dim):
+    encoder = networks.MomentEncoder(networks.MLP((8,), input_rank=2), 3, bases=2)
+    with pytest.raises(UserError, match=f"noise_dim={noise_dim}: MomentEncoder needs .* set it to 9 plus a multiple of 2"):
+        encoder.init(jax.random.key(1), jnp.zeros((4, 6, 6)), jnp.zeros((4, noise_dim)))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax.networks.mlp import MLP
-from avb_jax.types import Array, Posterior
+from avb_jax.types import Array, Posterior, UserError
 
 STANDARD_DRAWS = 512
 
@@ -70,14 +70,17 @@ class MomentEncoder(nn.Module):
     N(0, I): q can then not concentrate where no T resolves it.
 
     q starts as the Gaussian of its moments, but for 1% of each u_i's variance at most: u_i adds a network of all of eps_i to
-    the first Z of its numbers. (From a random linear map in the place of the identity, 16 numbers for 32 latents, T first had
-    to learn a correlation that served nothing, at 5 nats of KL without a Gaussian share.) The w_i read the trunk's features
+    the first Z of its numbers. (From random linear maps of 16 numbers to 32 latents T first had to learn correlations that
+    served nothing.) The w_i read the trunk's features
     but do not train them: the trunk serves the moments.
 
     The u_i are standardised by their moments over `STANDARD_DRAWS` draws of noise that are always the same: the moments then
     depend on params alone, not on what else is in the batch, when training as when evaluating.
 
     Maps x [B, ...] and noise [..., B, Z + bases * (Z + K)] to z [..., B, Z], for any K >= 0, and its moments [B, Z].
+
+    Raises:
+      UserError: noise of another size.
     """
 
     trunk: nn.Module
@@ -99,6 +102,12 @@ class MomentEncoder(nn.Module):
         w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
 
         gaussian, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
+        if eps.shape[-1] % self.bases or eps.shape[-1] < self.bases * self.latent_dim:
+            least = self.latent_dim * (1 + self.bases)
+            raise UserError(
+                f"noise_dim={noise.shape[-1]}: MomentEncoder needs latent_dim={self.latent_dim} numbers, and as many or more, "
+                f"equally many, for each of bases={self.bases}; set it to {least} plus a multiple of {self.bases}"
+            )
         eps = eps.reshape(*eps.shape[:-1], self.bases, -1)
         bases = _Bases(self.latent_dim, self.widths, name="bases")
         standard = bases(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, *eps.shape[-2:])))
