@@ -11,8 +11,9 @@ without T, by log r(z|x) - log p(z) and the reconstruction, and T's errors, divi
 q, no more.
 
 r may be any density that depends on x alone: moments that are estimated make T's task harder, not the KL term wrong. They are
-taken from noise that is the same for every x and step, so that r is a function of x (with fresh noise T would see z smeared
-by the moments' own error, and miss about Z / 2M nats of the KL for M draws).
+taken from noise that is the same for every x and step, so that r is a function of x. With fresh noise T would see z smeared by
+the moments' own error, and for M draws miss about Z / M nats of the KL of a Gaussian q, half of it by the mean's and half by
+the scale's (exactly, with the smeared z as a Student t of M - 1 degrees: 0.1315 nats per latent for M = 8, 0.0640 for 16).
 """
 
 from typing import NamedTuple

@@ -24,6 +24,7 @@ from avb_jax.loop import fit as train
 from avb_jax.methods import avb
 from avb_jax.objectives import Said
 from avb_jax.players import Model
+from avb_jax.streams import stream
 from avb_jax.types import Array, Players, PyTree, State, Terms, UserError
 
 PAIRS = 20_000  # draws behind `Fit.bound` and its diagnostics
@@ -183,13 +184,14 @@ def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, s
     except ImportError:
         raise UserError("fit_numpyro: NumPyro is not installed; pip install 'avb_jax[numpyro]'") from None
     kwargs = model_kwargs or {}
-    trace = handlers.trace(handlers.seed(model, jax.random.key(seed))).get_trace(*args, **kwargs)
+    key = stream(jax.random.key(seed), "numpyro")
+    trace = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
     latent = {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
     discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
     if discrete or not latent:
         found = f"latent site {discrete[0]!r} is discrete; sum it out" if discrete else "it has no latent sites"
         raise UserError(f"fit_numpyro: {found}, since q is over a space of real numbers")
-    info = initialize_model(jax.random.key(seed), model, model_args=args, model_kwargs=kwargs)
+    info = initialize_model(key, model, model_args=args, model_kwargs=kwargs)
     flat, unravel = ravel_pytree(info.param_info.z)
     fitted = fit(lambda z: -info.potential_fn(unravel(z)), flat.size, seed=seed, **options)
     constrain = jax.jit(jax.vmap(lambda z: info.postprocess_fn(unravel(z))))
@@ -197,16 +199,16 @@ def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, s
 
 
 def _summarise(state: State, model: Model, seed: int) -> Fit:
-    dim, params = model.prior.dim, players.evaluation_params(state)
-    key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
+    dim, (params, stats) = model.prior.dim, players.evaluation_variables(state)
+    key = stream(jax.random.key(seed), "summary")
 
     @jax.jit
     def judge(params: Players) -> tuple[Terms, Said]:
         draws = players.draw(key, model, jnp.zeros((PAIRS, dim)))
         _, (terms, z, _) = objectives.negative_elbo_adversarial(
-            params, params.adversary, state.batch_stats, draws, model=model, train=False
+            params, params.adversary, stats, draws, model=model, train=False
         )
-        _, (said, _) = objectives.adversary_loss(params.adversary, state.batch_stats, draws, z, model=model, train=False)
+        _, (said, _) = objectives.adversary_loss(params.adversary, stats, draws, z, model=model, train=False)
         return terms, said
 
     terms, said = jax.device_get(judge(params))

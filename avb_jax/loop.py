@@ -16,6 +16,7 @@ from avb_jax import checkpoints, metrics, parallel
 from avb_jax.data.dataset import Dataset, batch_indices
 from avb_jax.evaluation import held_out
 from avb_jax.players import Model
+from avb_jax.streams import stream
 from avb_jax.types import Players, State, UserError
 
 
@@ -47,11 +48,12 @@ def fit(
       checkpoint_every: steps between checkpoints, which are taken at the next report.
       workdir: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; nothing is written without one.
       name: what reports and folders call the run; the method's own name by default.
-      on_checkpoint: called with the step and the State after each checkpoint, and once at the end.
+      on_checkpoint: called with the step and the State after each checkpoint, and once at the end; the State may be kept.
       quiet: no progress on the terminal; warnings are told.
       check_images: held-out examples on which, at each checkpoint, the ELBO under T is set beside a bound on log p(x) that does
         not use T (`evaluation.held_out`), with a warning where they part; 0 for none.
       state: where a run without a checkpoint begins, every array with a leading axis S; what `method.init` makes by default.
+        It is copied, and stays the caller's.
 
     Returns:
       The final State, every array with a leading axis S.
@@ -70,6 +72,7 @@ def fit(
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_seeds))
     if state is None:
         state = initial_state(method, model, optimizers, dataset, seed, num_seeds)
+    state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
     blocks = parallel.compile_blocks(
         method.train_step, model, optimizers, dataset, mode=mode, batch_size=batch_size, num_seeds=num_seeds, devices=devices,
     )  # fmt: skip
@@ -95,8 +98,8 @@ def fit(
         reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
 
         check = functools.partial(
-            held_out.compare, jax.random.key(seed), images=np.asarray(dataset.test[:check_images]), method=method, model=model,
-            binarize=dataset.binarize,
+            held_out.compare, stream(jax.random.key(seed), "held_out"), images=np.asarray(dataset.test[:check_images]),
+            method=method, model=model, binarize=dataset.binarize,
         )  # fmt: skip
         held_out_examples = check_images and len(dataset.test) and dataset.test is not dataset.train
         checks = held_out_examples and model.networks.adversary is not None and hasattr(method, "elbo_terms")
@@ -133,7 +136,7 @@ def fit(
                 if store is not None:
                     checkpoints.save(store, step, blocks.gather(state))
                 if on_checkpoint is not None and step < steps:
-                    on_checkpoint(step, blocks.gather(state))
+                    on_checkpoint(step, jax.tree.map(jnp.copy, blocks.gather(state)))  # the next block takes the original
                 if checks and due and step < steps:
                     gathered = blocks.gather(state)
                     found = [check(jax.tree.map(lambda a, s=s: a[s], gathered)) for s in range(num_seeds)]

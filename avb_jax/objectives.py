@@ -73,13 +73,14 @@ def negative_elbo(
 ) -> tuple[Array, tuple[Terms, Array, Players]]:
     """Eq. 2.1 negated, for an encoder that knows its density: the VAE (Kingma & Welling 2013), with whatever posterior.
 
-    Where the encoder tells `log_q`, the KL term is log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate
-    of KL(q(z|x), p(z)), or with auxiliary variables of an upper bound on it. Else q is N(mean, diag std^2), and it is exact.
+    Where the encoder gives `log_q`, the KL term is log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate
+    of KL(q(z|x), p(z)), or with auxiliary variables of an upper bound on it. Where it says that q is Gaussian, N(mean, diag
+    std^2), the KL term is exact. Moments alone are no density.
 
     Arguments and returns as in `negative_elbo_adversarial`.
 
     Raises:
-      UserError: the encoder tells neither.
+      UserError: the encoder says neither.
     """
     posterior, encoder_stats = players.encode(
         model, params.encoder, batch_stats.encoder, draws.x, draws.noise, train=train
@@ -87,11 +88,14 @@ def negative_elbo(
     reconstruction, decoder_stats = _reconstruct(params, batch_stats, draws, posterior.z, model, train)
     if posterior.log_q is not None:
         kl = jnp.mean(posterior.log_q - model.prior.log_prob(posterior.z), axis=0)
-    elif posterior.mean is not None and posterior.std is not None:
+    elif posterior.gaussian:
         kl = distributions.normal_kl(posterior.mean, posterior.std)
     else:
         name = type(model.networks.encoder).__name__
-        raise UserError(f"encoder={name}: a VAE needs a density; return Posterior(z, mean, std) of a Gaussian, or log_q")
+        raise UserError(
+            f"encoder={name}: a VAE needs a density of q(z|x); return Posterior(z, log_q=...), or Posterior(z, mean, std, "
+            "gaussian=True) where q is N(mean, diag std^2)"
+        )
     stats = batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats)
     return jnp.mean(reconstruction + beta * kl), (Terms(reconstruction, kl), posterior.z, stats)
 
@@ -123,7 +127,7 @@ def adversary_loss(
 def judged(t: Array, model: Model) -> tuple[Array, Said]:
     """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example."""
     loss = divergences.DIVERGENCES[model.divergence](t[0], t[1])
-    accuracy = 0.5 * ((t[0] > 0).astype(jnp.float32) + (t[1] < 0))
+    accuracy = 0.5 * (jnp.heaviside(t[0], 0.5) + jnp.heaviside(-t[1], 0.5))  # T = 0 is right half of the time
     saturation = jnp.mean(jnp.abs(t) > SATURATED, axis=(0, 1))
     said = Said(*(jnp.mean(a, axis=0) for a in (loss, accuracy)), saturation, jnp.mean(t[0], axis=0))
     return jnp.mean(loss), said

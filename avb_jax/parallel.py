@@ -35,7 +35,7 @@ class Parallel(NamedTuple):
 
     fetch: Callable  # indices [S, steps, batch_size] on the host -> the batches as `run` wants them; any thread may call it
     run: Callable  # (keys [S], state [S, ...], batches) -> (state, Info of means [S]); donates state
-    place: Callable  # state [S, ...] on the host or one device -> as `run` wants it
+    place: Callable  # state [S, ...] on the host or one device -> as `run` wants it; a copy, which `run` may take
     gather: Callable  # as `run` returns it -> state [S, ...], one copy
     mode: str
     devices: int
@@ -102,7 +102,10 @@ def compile_blocks(
     def run(keys: Array, state: State, batches: Array) -> tuple[State, Info]:
         return compiled(keys, state, data, batches)
 
-    return Parallel(fetch, run, lambda state: jax.device_put(state, everywhere), lambda state: state, mode, len(devices))
+    def place(state: State) -> State:
+        return jax.device_put(jax.tree.map(jnp.copy, state), everywhere)
+
+    return Parallel(fetch, run, place, lambda state: state, mode, len(devices))
 
 
 def over_examples(function: Callable, devices: list | None = None) -> Callable:
@@ -145,9 +148,11 @@ def _pmap(train_step, model, optimizers, dataset, num_seeds, devices) -> Paralle
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         state, info = train_step(key, state, batch, model=model, optimizers=optimizers)
         # Batch normalisations that know AXIS agree already; this keeps a user's own, that does not, from drifting apart.
-        batch_stats = jax.lax.pmean(state.batch_stats, AXIS)
+        batch_stats, average = _averaged(state.batch_stats), state.average
+        if average is not None:
+            average = average._replace(batch_stats=_averaged(average.batch_stats))
         info = jax.lax.pmean(jax.tree.map(jnp.mean, info), AXIS)
-        return state._replace(batch_stats=batch_stats), info
+        return state._replace(batch_stats=batch_stats, average=average), info
 
     block = _over_seeds(functools.partial(_block, step, dataset.binarize, dataset.flip, axis=AXIS), num_seeds)
     compiled = jax.pmap(block, AXIS, in_axes=(None, 0, 0, 0), donate_argnums=1, devices=devices)
@@ -211,6 +216,11 @@ def _over_seeds(block: Callable, num_seeds: int) -> Callable:
     return single
 
 
+def _averaged(stats: PyTree) -> PyTree:
+    """Batch statistics averaged over AXIS; whole numbers, such as a count of batches, are the same on every device."""
+    return jax.tree.map(lambda a: jax.lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, stats)
+
+
 def _averaging(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The optimiser, fed with gradients averaged over AXIS; its state is what it was."""
     optimizer = optax.with_extra_args_support(optimizer)
@@ -222,13 +232,19 @@ def _averaging(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _with_axis(tree):
-    """The model, or a network, with AXIS in every `axis_name` field: batch statistics over the global batch."""
+    """The model, or a network, with AXIS in every `axis_name` field: batch statistics over the global batch.
+
+    Modules are found in fields of other modules, and in the tuples, lists and dicts that these hold.
+    """
     if isinstance(tree, Model):
-        return dataclasses.replace(tree, networks=Players(*map(_with_axis, tree.networks)))
+        return dataclasses.replace(tree, networks=_with_axis(tree.networks))
     if not isinstance(tree, nn.Module):
-        return tree
+        # Containers alone are searched: whatever else a field holds (a function, an array) is a leaf.
+        children = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nn.Module))
+        found = any(isinstance(child, nn.Module) for child in children)
+        return jax.tree.map(_with_axis, tree, is_leaf=lambda node: isinstance(node, nn.Module)) if found else tree
     fields = {name: value for name, value in vars(tree).items() if name in type(tree).__dataclass_fields__}
-    changed = {name: _with_axis(value) for name, value in fields.items() if isinstance(value, nn.Module)}
+    changed = {name: _with_axis(value) for name, value in fields.items() if name not in ("parent", "name")}
     if "axis_name" in fields:
         changed["axis_name"] = AXIS
     return tree.clone(**changed)

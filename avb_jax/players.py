@@ -1,6 +1,6 @@
 """The three players as pure functions of their params, whatever Flax Linen modules they are.
 
-encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` that also tells its moments [B, Z] or log q(z|x) [B]
+encoder    (x [B, ...], noise [B, N]) -> z [B, Z], or a `Posterior` with moments [B, Z] or log q(z|x) [B] as well
 decoder    z [B, Z] -> the likelihood's parameters [B, *x, P]
 adversary  (x [B, ...], z [B, Z]) -> T [B], or a `Judgement` that also tells the features [B, F] behind it
 
@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from avb_jax import distributions
 from avb_jax.divergences import DIVERGENCES
-from avb_jax.types import Array, Draws, Judgement, Players, Posterior, PyTree, State, UserError
+from avb_jax.types import Array, Draws, Judgement, Players, Posterior, PyTree, State, UserError, Variables
 
 CONTRASTS = ("none", "adaptive")
 
@@ -44,7 +44,7 @@ class Model:
     divergence: str = "jensen_shannon"  # the adversary's objective, one of `divergences.DIVERGENCES`
     adversary_sees_x: bool = True  # False: T(z), as in the adversarial autoencoder, whose method turns it off
     feature_weight: float = 1.0  # gamma of the VAE/GAN: of its reconstruction term in the decoder's loss
-    ema_decay: float = 0.0  # decay of the params' moving average that evaluation uses; 0 turns it off
+    ema_decay: float = 0.0  # decay of the moving averages that evaluation uses; 0 turns them off
 
     def __post_init__(self):
         checks = {
@@ -95,7 +95,7 @@ def encode(model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, 
       The `Posterior`, with z [B, Z] or [S, B, Z] and moments [B, Z], and the encoder's new batch statistics.
 
     Raises:
-      UserError: the encoder's output does not have these shapes.
+      UserError: the encoder's output does not have these shapes, or is called Gaussian and has no moments.
     """
     encoder, shape = model.networks.encoder, (*noise.shape[:-1], model.prior.dim)
     separate = noise.ndim == 3 and not getattr(encoder, "shares_x", False)
@@ -108,12 +108,14 @@ def encode(model: Model, params: PyTree, stats: PyTree, x: Array, noise: Array, 
     for moment in (posterior.mean, posterior.std):
         if moment is not None:
             _check_shape("encoder's moments", moment.shape, (x.shape[0], model.prior.dim))
+    if posterior.gaussian and (posterior.mean is None or posterior.std is None):
+        raise UserError("encoder: Posterior(gaussian=True) without mean and std; give both, of N(mean, diag std^2)")
     if posterior.log_q is not None:
         _check_shape("encoder's log_q", posterior.log_q.shape, noise.shape[:-1])
     if separate:  # an example's moments are the same beside each of its draws
-        z, mean, std = (None if a is None else a.reshape(shape) for a in posterior[:3])
+        mean, std = (None if a is None else a.reshape(shape)[0] for a in (posterior.mean, posterior.std))
         log_q = None if posterior.log_q is None else posterior.log_q.reshape(shape[:-1])
-        posterior = Posterior(z, None if mean is None else mean[0], None if std is None else std[0], log_q)
+        posterior = posterior.replace(z=posterior.z.reshape(shape), mean=mean, std=std, log_q=log_q)
     return posterior, stats
 
 
@@ -188,13 +190,13 @@ def init(key: Array, model: Model, optimizers: Players, x: Array) -> State:
     params, stats = Players(**params), Players(**stats)
     output = jax.eval_shape(lambda: decode(model, params.decoder, stats.decoder, z, train=False)[0])
     _check_shape("decoder", output.shape, (*x.shape, model.likelihood.parameters))
-    average = jax.tree.map(jnp.copy, params) if model.ema_decay else None
+    average = jax.tree.map(jnp.copy, Variables(params, stats)) if model.ema_decay else None
     return State(jnp.zeros((), jnp.int32), params, Players(**opt_state), stats, average)
 
 
-def evaluation_params(state: State) -> Players:
-    """The params to evaluate: the moving average where there is one."""
-    return state.params if state.average is None else state.average
+def evaluation_variables(state: State) -> Variables:
+    """The params to evaluate, and the statistics that belong to them: their moving averages where there are any."""
+    return Variables(state.params, state.batch_stats) if state.average is None else state.average
 
 
 def check_likelihood(model: Model) -> None:
@@ -215,10 +217,10 @@ def log_joint(state: State, model: Model) -> Callable[[Array, Array], Array]:
       UserError: as `check_likelihood`.
     """
     check_likelihood(model)
-    params, stats = evaluation_params(state).decoder, state.batch_stats.decoder
+    params, stats = evaluation_variables(state)
 
     def log_density(x: Array, z: Array) -> Array:
-        output, _ = decode(model, params, stats, z, train=False)
+        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
         return model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))) + model.prior.log_prob(z)
 
     return log_density
@@ -231,15 +233,16 @@ def sample(key: Array, state: State, model: Model, count: int) -> Array:
 
 def mean_images(state: State, model: Model, z: Array) -> Array:
     """Mean images [B, *x] of p(x|z) at z [B, Z]."""
-    output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
+    params, stats = evaluation_variables(state)
+    output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
     return model.likelihood.mean(output)
 
 
 def sample_posterior(key: Array, state: State, model: Model, x: Array) -> Array:
     """One draw z [B, Z] from q(z|x) per example."""
     noise = jax.random.normal(key, (x.shape[0], model.noise_dim))
-    params = evaluation_params(state).encoder
-    return encode(model, params, state.batch_stats.encoder, x, noise, train=False)[0].z
+    params, stats = evaluation_variables(state)
+    return encode(model, params.encoder, stats.encoder, x, noise, train=False)[0].z
 
 
 def reconstruct(key: Array, state: State, model: Model, x: Array) -> Array:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+from flax import struct
 
 Array = jax.Array
 PyTree = Any
@@ -27,13 +28,15 @@ class Players(NamedTuple):
     adversary: PyTree = None
 
 
-class Posterior(NamedTuple):
-    """A draw z ~ q(z|x), and what the encoder knows of q(.|x): its moments, its density at the draw."""
+@struct.dataclass
+class Posterior:
+    """A draw z ~ q(z|x), and what the encoder knows of q(.|x): its moments, its family, its density at the draw."""
 
     z: Array  # [..., B, Z]
     mean: Array | None = None  # [B, Z]
     std: Array | None = None  # [B, Z]
     log_q: Array | None = None  # [..., B] log q(z|x), nats; with auxiliary variables an upper bound on it, on average
+    gaussian: bool = struct.field(pytree_node=False, default=False)  # whether q(.|x) is N(mean, diag std^2), and no other
 
 
 class Judgement(NamedTuple):
@@ -64,6 +67,13 @@ class Terms(NamedTuple):
         return -self.reconstruction - self.kl
 
 
+class Variables(NamedTuple):
+    """What a network computes with: its params, and the statistics that belong to them."""
+
+    params: Players
+    batch_stats: Players  # as State's
+
+
 class State(NamedTuple):
     """What a step carries to the next one. Holds no PRNG key: randomness is a function of (seed, step)."""
 
@@ -71,7 +81,7 @@ class State(NamedTuple):
     params: Players
     opt_state: Players
     batch_stats: Players  # per player: its Flax collections other than 'params', e.g. {'batch_stats': ...}
-    average: Players | None  # exponential moving average of params; None where it is off
+    average: Variables | None  # exponential moving averages, for evaluation; None where they are off
 
 
 class Info(NamedTuple):

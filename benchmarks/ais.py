@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from avb_jax.data import to_pixels
 from avb_jax.evaluation import ais
-from avb_jax.players import decode, evaluation_params
+from avb_jax.players import decode, evaluation_variables
 from experiments import evaluate
 from experiments.configs import evaluate as config
 
@@ -34,10 +34,10 @@ def main(argv) -> None:
 
     def gradients(z, x):
         """TEMPERATURES * STEPS gradients in a row at z [B, Z], each moving z too little to matter."""
-        params, stats = evaluation_params(state).decoder, state.batch_stats.decoder
+        params, stats = evaluation_variables(state)
 
         def log_prob(z):
-            output, _ = decode(model, params, stats, z, train=False)
+            output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
             return jnp.sum(model.likelihood.log_prob(output, x))
 
         def body(z, _):

@@ -17,6 +17,7 @@ from avb_jax.data import Dataset
 from avb_jax.evaluation import image_quality
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.players import Model
+from avb_jax.streams import stream
 from avb_jax.types import State
 from experiments import build, launch, pictures, quality
 
@@ -48,7 +49,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         numbers = []
         for seed in range(config.num_seeds):
             state = jax.tree.map(lambda a, s=seed: a[s], states)
-            key = jax.random.fold_in(jax.random.key(config.seed), seed)
+            key = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed)
             quantities, protocols[name] = evaluate(key, method, model, state, faces, config, count, features)
             numbers.append(quantities)
         results[name] = {quantity: workdir.summary([n[quantity] for n in numbers]) for quantity in numbers[0]}
@@ -81,7 +82,7 @@ def evaluate(
             key, method, model, state, faces, images, options.chunk
         )
     test, half = quality.pixels(images), count // 2
-    samples = quality.samples(jax.random.fold_in(key, 1), method, model, state, count)
+    samples = quality.samples(key, method, model, state, count)
     numbers["ms_ssim"] = float(image_quality.ms_ssim(samples[:half], samples[half : 2 * half]).mean())
     distances = image_quality.pyramid_distances(samples, test)
     numbers |= {f"sliced_wasserstein_{level}": distance for level, distance in distances.items()}

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from avb_jax import Diverged, UserError, plotting, workdir
 from avb_jax.evaluation import moments
+from avb_jax.streams import stream
 from experiments import build, evaluate, launch, pictures
 from experiments.configs import evaluate as evaluation
 from experiments.estimators import Subject, missing
@@ -165,19 +166,20 @@ def _cell(number: dict, signed: bool = False) -> str:
 
 def panels(subject: Subject) -> dict[str, np.ndarray]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [points, draws, 2]."""
-    arguments = (jax.random.key(0), subject.state, subject.method, subject.model, subject.dataset)
-    drawn, columns = pictures.samples(*arguments)
+    key = stream(jax.random.key(0), "panels")
+    arguments = subject.state, subject.method, subject.model, subject.dataset
+    drawn, columns = pictures.samples(stream(key, "samples"), *arguments)
     found = {"samples": plotting.tile(np.asarray(drawn), columns)}
     if subject.model.networks.encoder is None:
         return found
-    rebuilt, columns = pictures.reconstructions(*arguments)
+    rebuilt, columns = pictures.reconstructions(stream(key, "reconstructions"), *arguments)
     found["reconstructions"] = plotting.tile(rebuilt, columns)
     if subject.model.prior.dim == 2:
         test = subject.dataset.test[:SHOWN]
         few = len(test) <= len(plotting.COLOURS)
         draws = SHOWN if few else 1
         z = moments.posterior_draws(
-            jax.random.key(0), subject.state, test, model=subject.model, binarize=subject.dataset.binarize, draws=draws
+            key, subject.state, test, model=subject.model, binarize=subject.dataset.binarize, draws=draws
         ).z
         found["latent space"] = np.asarray(z if few else z.reshape(1, -1, 2))
     return found

@@ -12,15 +12,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from avb_jax import Model, Players, distributions, fit, parallel, plotting
+from avb_jax import Model, Players, fit, parallel, plotting
 from avb_jax.data import Dataset
 from avb_jax.estimation import by_blocks, keep_folder
 from avb_jax.evaluation import ais, bdmc, importance, knn, moments, optimality, quadrature
 from avb_jax.evaluation.elbo import elbo_terms
-from avb_jax.players import evaluation_params
+from avb_jax.players import evaluation_variables
+from avb_jax.streams import stream
 from avb_jax.types import PyTree, State
 
 DIVERGED = 0.1  # share of a chain's transitions from which on the chain is reported
+VERSION = 2  # of kept results: raised when an estimator gives other numbers for the same settings
 COARSE = 0.3  # share of one cell of the grid in p(x) from which on quadrature is reported
 
 
@@ -54,7 +56,7 @@ class Subject(NamedTuple):
     @property
     def key(self) -> jax.Array:
         """One for all estimators and methods, so that they see the same binary images."""
-        return jax.random.fold_in(jax.random.key(self.options.seed), self.seed)
+        return jax.random.fold_in(stream(jax.random.key(self.options.seed), "evaluation"), self.seed)
 
     def images(self, count: int) -> np.ndarray:
         """The first `count` test images; all where it is 0."""
@@ -66,11 +68,11 @@ class Subject(NamedTuple):
 
     def settings(self, **others) -> dict:
         """What results depend on: params, data, key, and `others`."""
-        leaves = jax.tree.leaves((evaluation_params(self.state), self.state.batch_stats))
+        leaves = jax.tree.leaves(evaluation_variables(self.state))
         params = functools.reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc), leaves, 0)
         sample = zlib.crc32(np.ascontiguousarray(self.dataset.test[:16]))
         data = {"name": self.config.data.name, "binarize": self.config.data.binarize, "test": sample}
-        return {"params": params, "data": data, "seed": self.options.seed, **others}
+        return {"version": VERSION, "params": params, "data": data, "seed": self.options.seed, **others}
 
     def on_images(
         self, what: str, estimator: Callable, images: np.ndarray, chunk: int, describe: Callable[[PyTree], str], *,
@@ -120,12 +122,13 @@ def evaluate_optimality(subject: Subject) -> dict[str, Number]:
     optimizers = Players(*[optax.adam(options.rate, b1=adam.b1, b2=adam.b2)] * 3)
     training = {"batch_size": options.batch_size, "rate": options.rate}  # more steps continue what is there
     x = jnp.zeros((2, *subject.dataset.x_shape))
-    start = optimality.restart_adversary(subject.key, subject.state, subject.model, optimizers, x)
+    key = stream(subject.key, "fresh_adversary")
+    start = optimality.restart_adversary(key, subject.state, subject.model, optimizers, x)
     folder = subject.kept("fresh_adversary")
     keep_folder(folder, subject.settings(**training))
     states = fit(
         optimality, subject.model, optimizers, subject.dataset, steps=options.steps, batch_size=options.batch_size,
-        seed=subject.options.seed + 1, mode=subject.config.parallel, log_every=50, checkpoint_every=500, workdir=folder,
+        seed=int(jax.random.bits(key)) // 2, mode=subject.config.parallel, log_every=50, checkpoint_every=500, workdir=folder,
         name=f"{subject.name} fresh T", state=jax.tree.map(lambda a: a[None], start),
     )  # fmt: skip
     fresh = subject._replace(state=jax.tree.map(lambda a: a[0], states))
@@ -238,15 +241,14 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
     posterior_draws = functools.partial(subject.on_images, estimator=moments.posterior_draws, describe=lambda r: "")
     per_image = -(-options.codes // len(test))
     chunk = max(1, options.chunk * options.draws // per_image)
-    codes = posterior_draws("codes", images=test, chunk=chunk, draws=per_image).z
+    codes = posterior_draws("codes", images=test, chunk=chunk, draws=per_image, name="codes").z
     codes = codes.reshape(-1, codes.shape[-1])
-    prior = np.asarray(subject.model.prior.sample(subject.key, (len(codes),)))
+    prior = np.asarray(subject.model.prior.sample(stream(subject.key, "prior"), (len(codes),)))
     aggregated = knn.kl_to_standard_normal(codes, options.neighbours)
 
     posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
     kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
-    gaussian = subject.method.PLAYERS.encoder != "implicit" and posterior.mean is not None and posterior.log_q is None
-    of_x = _mean(np.asarray(distributions.normal_kl(posterior.mean, posterior.std)) if gaussian else kl)
+    of_x = _mean(kl if posterior.kl is None else posterior.kl)
     if "elbo" not in missing(subject) and subject.model.networks.adversary is not None:
         terms = subject.on_images(
             "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",

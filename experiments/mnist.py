@@ -7,16 +7,16 @@ import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from avb_jax import data, workdir
+from avb_jax import workdir
 from avb_jax.data import Dataset
-from avb_jax.evaluation import importance, knn
+from avb_jax.evaluation import importance, knn, moments
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.evaluation.image_quality import sliced_wasserstein
 from avb_jax.players import Model
+from avb_jax.streams import stream
 from avb_jax.types import State
 from experiments import build, launch, pictures, quality
 
@@ -62,7 +62,7 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
     per_seed, options = [], config.evaluation
     for seed in range(config.num_seeds):
         state = jax.tree.map(lambda a, s=seed: a[s], states)
-        key = jax.random.fold_in(jax.random.key(config.seed), seed)
+        key = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed)
         numbers = {}
         if method.PLAYERS.decoder == "likelihood":
             estimate = importance.log_likelihood(
@@ -82,7 +82,10 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
                 "elbo": terms.elbo.mean(), "reconstruction_error": terms.reconstruction.mean(), "kl": terms.kl.mean(),
             }  # fmt: skip
         if method.PLAYERS.encoder:
-            codes, prior = _codes(key, state, digits.test, method, model, digits.binarize)
+            codes = moments.posterior_draws(
+                key, state, digits.test, model=model, binarize=digits.binarize, draws=1, chunk=options.chunk, name="codes"
+            ).z[:, 0]
+            prior = model.prior.sample(stream(key, "prior"), (len(codes),))
             rmse = quality.reconstruction_rmse(key, method, model, state, digits, digits.test, options.chunk)
             numbers |= {"kl_aggregated_posterior": knn.kl_divergence(codes, prior), "reconstruction_rmse": rmse}
         count = min(len(digits.test), SAMPLES)
@@ -91,16 +94,6 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
         numbers["sliced_wasserstein"] = 1000.0 * sliced_wasserstein(*flat)
         per_seed.append(numbers)
     return {quantity: workdir.summary([float(seed[quantity]) for seed in per_seed]) for quantity in per_seed[0]}
-
-
-@functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
-def _codes(key, state: State, images, method, model: Model, binarize: str):
-    """One posterior draw per image [N, Z], and as many draws from the prior."""
-    data_key, posterior_key, prior_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-    keys = jax.random.split(posterior_key, len(images))
-    x = data.to_pixels(data_key, jnp.asarray(images), binarize)
-    draw = lambda example: method.sample_posterior(example[0], state, model, example[1][None])[0]  # noqa: E731
-    return jax.lax.map(draw, (keys, x), batch_size=min(250, len(images))), model.prior.sample(prior_key, (len(images),))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from avb_jax import UserError, data, plotting
 from avb_jax.data import Dataset
 from avb_jax.players import Model, mean_images
+from avb_jax.streams import stream
 from avb_jax.types import Array, State
 from experiments import quality
 
@@ -39,7 +40,7 @@ def draw(path: pathlib.Path, figure: str, method, model: Model, dataset: Dataset
     """
     if figure in ("reconstructions", "interpolation") and model.networks.encoder is None:
         raise UserError(f"--figure={figure}: this method has no encoder; take samples or neighbours")
-    images, columns = FIGURES[figure](jax.random.key(seed), state, method, model, dataset)
+    images, columns = FIGURES[figure](stream(jax.random.key(seed), figure), state, method, model, dataset)
     plotting.save_images(path, np.asarray(images), columns)
 
 
@@ -109,6 +110,6 @@ def _decode(state: State, model: Model, z: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("method", "model", "binarize"))
 def _encode(key: Array, state: State, images: Array, method, model: Model, binarize: str) -> tuple[Array, Array, Array]:
     """Pixels of images, a code of each, and its mean image."""
-    x = data.to_pixels(jax.random.key(0), jnp.asarray(images), binarize)
+    x = data.to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(images), binarize)
     z = method.sample_posterior(key, state, model, x)
     return x, z, mean_images(state, model, z)

@@ -6,6 +6,7 @@ import numpy as np
 from avb_jax import data
 from avb_jax.data import Dataset
 from avb_jax.players import Model
+from avb_jax.streams import stream
 from avb_jax.types import Array, State
 
 AT_ONCE = 100
@@ -14,7 +15,7 @@ AT_ONCE = 100
 def samples(key: Array, method, model: Model, state: State, count: int) -> np.ndarray:
     """Images [count, *x] of the model, clipped to [0, 1]: the means of p(x|z) at z ~ p(z)."""
     generate = jax.jit(lambda key, state: method.sample(key, state, model, AT_ONCE))
-    keys = jax.random.split(key, -(-count // AT_ONCE))
+    keys = jax.random.split(stream(key, "samples"), -(-count // AT_ONCE))
     return np.clip(np.concatenate([np.asarray(generate(k, state)) for k in keys])[:count], 0.0, 1.0)
 
 
@@ -29,7 +30,7 @@ def reconstruction_rmse(
         x = data.to_pixels(data_key, images, dataset.binarize)
         return (method.reconstruct(z_key, state, model, x) - x) ** 2
 
-    total = 0.0
+    total, key = 0.0, stream(key, "reconstructions")
     for i, start in enumerate(range(0, len(images), chunk)):
         total += float(np.sum(squares(jax.random.fold_in(key, i), state, np.asarray(images[start : start + chunk]))))
     return float(np.sqrt(total / np.prod(images.shape)))

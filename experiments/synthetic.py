@@ -16,7 +16,8 @@ from avb_jax.data import Dataset
 from avb_jax.evaluation import knn, quadrature
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.evaluation.image_quality import sliced_wasserstein
-from avb_jax.players import Model, encode, evaluation_params
+from avb_jax.players import Model, encode, evaluation_variables
+from avb_jax.streams import stream
 from avb_jax.types import Array, State
 from experiments import build, launch, quality
 
@@ -62,7 +63,8 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         if method.PLAYERS.encoder:
             likelihood = per_seed[0].get("log_likelihood")
             title = name.upper() + ("" if likelihood is None else f", log-likelihood {likelihood:.3f}")
-            codes[title] = posterior_draws(model, seeds[0], points, CODES, config.seed)
+            key = stream(jax.random.key(config.seed), "figure")
+            codes[title] = posterior_draws(key, model, seeds[0], points, CODES)
     workdir.write_results(folder, results)
     paper = ("avb", "vae") if config.posterior.kind == "diagonal" else ("avb",)  # its VAE is Gaussian
     print(table(results, config.num_seeds, [name for name in paper if name in results]))
@@ -79,7 +81,7 @@ def evaluate(
     """The quantities of `ROWS` that the method has, for one run, in nats unless said otherwise."""
     total = config.evaluation.samples
     count = total // len(points.train)  # per point
-    key, numbers = jax.random.fold_in(jax.random.key(config.seed), seed), {}
+    key, numbers = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed), {}
     if method.PLAYERS.decoder == "likelihood":
         on_grid = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
         numbers["log_likelihood"] = float(on_grid.log_likelihood.mean())
@@ -93,40 +95,40 @@ def evaluate(
             "reconstruction_error_per_pixel": reconstruction / math.prod(points.x_shape),
         }  # fmt: skip
     if method.PLAYERS.encoder:
-        z = posterior_draws(model, state, points, count, config.seed + seed + 1)
-        prior = np.asarray(model.prior.sample(jax.random.fold_in(key, 1), (count * len(points.train),)))
+        z = posterior_draws(stream(key, "codes"), model, state, points, count)
+        prior = np.asarray(model.prior.sample(stream(key, "prior"), (count * len(points.train),)))
         numbers["kl_aggregated_posterior"] = knn.kl_divergence(z.reshape(-1, config.latent_dim), prior)
         if "elbo" in numbers:
             kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
             numbers["elbo_knn"] = -reconstruction - float(np.mean(kl_per_point))
         posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
-        if method.PLAYERS.encoder in ("gaussian", "density") and posterior.mean is not None and posterior.log_q is None:
+        if posterior.gaussian:
             kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)  # q(z) is a mixture of Gaussians
             numbers["kl_aggregated_posterior_quadrature"] = float(kl)
         repeated = np.repeat(points.train, REPEATS, axis=0)
         numbers["reconstruction_rmse"] = quality.reconstruction_rmse(key, method, model, state, points, repeated)
-    drawn = quality.samples(jax.random.fold_in(key, 2), method, model, state, min(total, SAMPLES))
+    drawn = quality.samples(key, method, model, state, min(total, SAMPLES))
     repeated = np.repeat(pixels(points), -(-len(drawn) // len(points.train)), axis=0)
     flat = (np.asarray(images, np.float32).reshape(len(images), -1) for images in (drawn, repeated))
     numbers["sliced_wasserstein"] = 1000.0 * sliced_wasserstein(*flat)
     return numbers
 
 
-def posterior_draws(model: Model, state: State, points: Dataset, count: int, seed: int) -> np.ndarray:
+def posterior_draws(key: Array, model: Model, state: State, points: Dataset, count: int) -> np.ndarray:
     """Draws [N, count, Z] from q(z|x) of each point."""
-    noise = jax.random.normal(jax.random.key(seed), (count, len(points.train), model.noise_dim))
+    noise = jax.random.normal(key, (count, len(points.train), model.noise_dim))
     draw = jax.jit(jax.vmap(lambda n: _posterior(model, state, points, n).z, 0, 1))
     return np.asarray(draw(noise))
 
 
 def _posterior(model: Model, state: State, points: Dataset, noise: Array):
-    params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
-    return encode(model, params, stats, pixels(points), noise, train=False)[0]
+    params, stats = evaluation_variables(state)
+    return encode(model, params.encoder, stats.encoder, pixels(points), noise, train=False)[0]
 
 
 def pixels(points: Dataset) -> Array:
     """The data points [N, ...] as the networks see them."""
-    return data.to_pixels(jax.random.key(0), jnp.asarray(points.train), points.binarize)
+    return data.to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(points.train), points.binarize)
 
 
 def table(results: dict[str, dict[str, dict]], num_seeds: int, paper: list[str]) -> str:

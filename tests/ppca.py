@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         std = self.param("std", nn.initializers.ones, (self.dim,))
         mean = (x - self.param("b", nn.initializers.zeros, (x.shape[-1],))) @ a.T + self.shift * std
         std = jnp.broadcast_to(std, mean.shape)
-        return Posterior(mean + std * noise, mean, std)
+        return Posterior(mean + std * noise, mean, std, gaussian=True)
 
 
 class Case:

@@ -129,7 +129,8 @@ def test_with_the_exact_r_the_auxiliary_density_is_exact():
 
 def test_the_full_covariance_is_the_one_of_its_draws():
     noise = jax.random.normal(jax.random.key(7), (COUNT, 4, 3))
-    z, mean, std, _ = map(np.float64, _apply(FullCovarianceEncoder, 3, X, noise))
+    posterior = _apply(FullCovarianceEncoder, 3, X, noise)
+    z, mean, std = map(np.float64, (posterior.z, posterior.mean, posterior.std))
     cholesky = _jacobians(FullCovarianceEncoder, 3, noise[:1])[0][0]
     np.testing.assert_array_equal(cholesky, jnp.tril(cholesky))
     np.testing.assert_array_less(abs(z.mean(axis=0) - mean) / std, 4 / np.sqrt(COUNT))
@@ -155,7 +156,7 @@ def test_every_draw_is_its_own_and_every_example(kind):
     assert (together.mean is None) == (together.std is None) == (kind is not FullCovarianceEncoder)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     for s, e in enumerate(noise):
-        jax.tree.map(close, together._replace(z=together.z[s], log_q=together.log_q[s]), _apply(kind, 5, X, e))
+        jax.tree.map(close, together.replace(z=together.z[s], log_q=together.log_q[s]), _apply(kind, 5, X, e))
     part = _apply(kind, 5, X[2:3], noise[:, 2:3])
     take = lambda moment: None if moment is None else moment[2:3]  # noqa: E731
     whole = Posterior(together.z[:, 2:3], take(together.mean), take(together.std), together.log_q[:, 2:3])

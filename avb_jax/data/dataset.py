@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avb_jax.streams import stream
 from avb_jax.types import Array, UserError
 
 BINARIZE = ("none", "dynamic", "threshold")
@@ -90,7 +91,7 @@ def training_pixels(key: Array, images: Array, binarize: str, flip: bool) -> Arr
     x = to_pixels(key, images, binarize)
     if not flip:
         return x
-    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1), shape=(len(x),) + (1,) * (x.ndim - 1))
+    mirrored = jax.random.bernoulli(stream(key, "flip"), shape=(len(x),) + (1,) * (x.ndim - 1))
     return jnp.where(mirrored, x[:, :, ::-1], x)
 
 

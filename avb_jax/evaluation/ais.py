@@ -87,7 +87,7 @@ def log_likelihood(
         start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
         return forward(chains_key, lambda z: log_density(x, z[None])[0], start, betas, chains, leapfrog_steps)
 
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples("ais", one, key, images, numbers, binarize, chunk)
 
 
 def schedule(temperatures: int) -> Array:

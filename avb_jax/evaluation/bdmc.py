@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from avb_jax.evaluation import ais
 from avb_jax.evaluation.examples import sum_up
 from avb_jax.evaluation.proposal import proposal
-from avb_jax.players import Model, decode, evaluation_params, log_joint
+from avb_jax.players import Model, decode, evaluation_variables, log_joint
+from avb_jax.streams import stream
 from avb_jax.types import Array, State
 
 
@@ -63,10 +64,13 @@ def sandwich(
     betas = ais.schedule(temperatures)
     ais.check_counts(chains=chains, leapfrog_steps=leapfrog_steps)
 
+    params, stats = evaluation_variables(state)
+
     def one(number: Array) -> Sandwich:
-        z_key, x_key, fit_key, forward_key, reverse_key = jax.random.split(jax.random.fold_in(key, number), 5)
+        own_key = jax.random.fold_in(stream(key, "bdmc"), number)
+        z_key, x_key, fit_key, forward_key, reverse_key = jax.random.split(own_key, 5)
         z = model.prior.sample(z_key, (1,))
-        output, _ = decode(model, evaluation_params(state).decoder, state.batch_stats.decoder, z, train=False)
+        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
         x = model.likelihood.sample(x_key, output)[0]
         start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
         annealing = (lambda z: log_density(x, z[None])[0], start, betas, chains, leapfrog_steps)

@@ -51,4 +51,4 @@ def elbo_terms(
         spread = jnp.std(terms.elbo, ddof=1) if draws > 1 else jnp.nan
         return ElboEstimate(terms.reconstruction.mean(), terms.kl.mean(), spread / jnp.sqrt(draws))
 
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples("elbo", one, key, images, numbers, binarize, chunk)

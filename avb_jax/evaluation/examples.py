@@ -8,20 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from avb_jax.data.dataset import to_pixels
+from avb_jax.streams import stream
 from avb_jax.types import Array, PyTree
 
 
 def map_examples(
-    one: Callable[[Array, Array], PyTree], key: Array, images: Array | np.ndarray, numbers: Array | None, binarize: str,
-    chunk: int,
+    name: str, one: Callable[[Array, Array], PyTree], key: Array, images: Array | np.ndarray, numbers: Array | None,
+    binarize: str, chunk: int,
 ) -> PyTree:  # fmt: skip
     """`one(key, x [*x])` of every example, stacked to [N, ...].
 
-    An example's randomness follows from the key and its number alone. So `chunk`, how the examples are cut into calls, and how
-    they are spread over devices change memory and speed, not results; and with one key and `binarize`, every estimator and
-    every model sees the same binary images.
+    An example's randomness follows from the key, its number and the estimator's name alone. So `chunk`, how the examples are
+    cut into calls, and how they are spread over devices change memory and speed, not results; and with one key and `binarize`,
+    every estimator and every model sees the same binary images, while what they draw is their own.
 
     Args:
+      name: of the estimator, and of its random stream.
       one: an estimator for one example.
       key: of the whole data set.
       images: [N, ...] as a `Dataset` stores them.
@@ -31,8 +33,8 @@ def map_examples(
     """
 
     def numbered(example: tuple[Array, Array]) -> PyTree:
-        data_key, own_key = jax.random.split(jax.random.fold_in(key, example[0]))
-        return one(own_key, to_pixels(data_key, example[1], binarize))
+        pixels_key, own_key = (jax.random.fold_in(stream(key, use), example[0]) for use in ("pixels", name))
+        return one(own_key, to_pixels(pixels_key, example[1], binarize))
 
     images = jnp.asarray(images)
     numbers = jnp.arange(len(images)) if numbers is None else numbers

@@ -56,4 +56,4 @@ def log_likelihood(
         z = start.sample(sample_key, samples)
         return ImportanceEstimate(*sum_up(log_density(x, z) - start.log_prob(z)))
 
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples("importance", one, key, images, numbers, binarize, chunk)

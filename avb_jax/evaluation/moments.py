@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avb_jax.distributions import normal_kl
 from avb_jax.evaluation.examples import map_examples
-from avb_jax.players import Model, encode, evaluation_params
+from avb_jax.players import Model, encode, evaluation_variables
 from avb_jax.types import Array, Posterior, State
 
 ACTIVE = 0.01  # variance of E[z_u|x] over x above which Burda et al. (2016) call the unit u active
@@ -19,7 +20,14 @@ class Moments(NamedTuple):
 
     mean: Array  # [N, Z]
     variance: Array  # [N, Z]
-    mean_error: Array  # [N, Z] sampling variance of `mean`; 0 where the encoder tells its moments
+    mean_error: Array  # [N, Z] sampling variance of `mean`; 0 where the encoder gives its moments
+
+
+class PosteriorDraws(NamedTuple):
+    """Of q(z|x) per example."""
+
+    z: Array  # [N, draws, Z]
+    kl: Array | None  # [N] KL(q(z|x), N(0, I)) in nats, exact, where the encoder says that q is Gaussian
 
 
 @functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
@@ -27,7 +35,7 @@ def posterior_moments(
     key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
     binarize: str = "none", draws: int = 64, chunk: int = 100,
 ) -> Moments:  # fmt: skip
-    """The moments of q(z|x): those that the encoder tells, or else those of some draws.
+    """The moments of q(z|x): those that the encoder gives, or else those of some draws.
 
     Args:
       key: randomness, see `examples.map_examples`.
@@ -48,19 +56,21 @@ def posterior_moments(
         variance = z.var(axis=0, ddof=1)
         return Moments(z.mean(axis=0), variance, variance / draws)
 
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples("moments", one, key, images, numbers, binarize, chunk)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "binarize", "draws", "chunk", "name"))
 def posterior_draws(
     key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
-    binarize: str = "none", draws: int = 1000, chunk: int = 4,
-) -> Posterior:  # fmt: skip
-    """Draws z [N, draws, Z] from q(z|x), and what the encoder tells: moments [N, Z], log q(z|x) [N, draws].
+    binarize: str = "none", draws: int = 1000, chunk: int = 4, name: str = "draws",
+) -> PosteriorDraws:  # fmt: skip
+    """Draws z from q(z|x); arguments as in `posterior_moments`, and draws under another `name` are others."""
 
-    Arguments as in `posterior_moments`.
-    """
-    return map_examples(lambda key, x: _draws(key, state, model, x, draws), key, images, numbers, binarize, chunk)
+    def one(key: Array, x: Array) -> PosteriorDraws:
+        posterior = _draws(key, state, model, x, draws)
+        return PosteriorDraws(posterior.z, normal_kl(posterior.mean, posterior.std) if posterior.gaussian else None)
+
+    return map_examples(name, one, key, images, numbers, binarize, chunk)
 
 
 def activity(moments: Moments) -> np.ndarray:
@@ -69,9 +79,9 @@ def activity(moments: Moments) -> np.ndarray:
 
 
 def _draws(key: Array, state: State, model: Model, x: Array, draws: int) -> Posterior:
-    """Draws z [draws, Z] for one x, the moments [Z], and log q(z|x) [draws]."""
+    """Draws z [draws, Z] for one x, and the moments [Z]."""
     noise = jax.random.normal(key, (draws, 1, model.noise_dim))
-    params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
-    posterior, _ = encode(model, params, stats, x[None], noise, train=False)
+    params, stats = evaluation_variables(state)
+    posterior, _ = encode(model, params.encoder, stats.encoder, x[None], noise, train=False)
     mean, std = (None if moment is None else moment[0] for moment in (posterior.mean, posterior.std))
-    return Posterior(posterior.z[:, 0], mean, std, None if posterior.log_q is None else posterior.log_q[:, 0])
+    return posterior.replace(z=posterior.z[:, 0], mean=mean, std=std, log_q=None)

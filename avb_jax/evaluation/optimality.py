@@ -16,7 +16,7 @@ from avb_jax import contrast, objectives, players
 from avb_jax.evaluation.examples import map_examples
 from avb_jax.methods.update import apply_gradients, finish_step
 from avb_jax.players import Model
-from avb_jax.types import Array, Info, Players, State, UserError
+from avb_jax.types import Array, Info, Players, State, UserError, Variables
 
 
 def restart_adversary(key: Array, state: State, model: Model, optimizers: Players, x: Array) -> State:
@@ -35,12 +35,13 @@ def restart_adversary(key: Array, state: State, model: Model, optimizers: Player
     if model.networks.adversary is None:
         raise UserError("networks.adversary=None: this method has no T whose optimality could be measured")
     fresh = players.init(key, model, optimizers, x)
-    params = players.evaluation_params(state)._replace(adversary=fresh.params.adversary)
-    return State(
-        fresh.step, params, Players(adversary=fresh.opt_state.adversary),
-        state.batch_stats._replace(adversary=fresh.batch_stats.adversary),
-        jax.tree.map(jnp.copy, params) if model.ema_decay else None,
-    )  # fmt: skip
+    frozen = players.evaluation_variables(state)
+    start = Variables(
+        frozen.params._replace(adversary=fresh.params.adversary),
+        frozen.batch_stats._replace(adversary=fresh.batch_stats.adversary),
+    )
+    average = jax.tree.map(jnp.copy, start) if model.ema_decay else None
+    return State(fresh.step, start.params, Players(adversary=fresh.opt_state.adversary), start.batch_stats, average)
 
 
 def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
@@ -83,7 +84,7 @@ def adversary_terms(
       draws: of z from q(z|x) and from p(z), per example.
       chunk: examples at once.
     """
-    params, stats = players.evaluation_params(state), state.batch_stats
+    params, stats = players.evaluation_variables(state)
 
     def one(key: Array, x: Array) -> AdversaryTerms:
         sampled = players.draw(key, dataclasses.replace(model, noise_draws=draws), x[None])
@@ -91,4 +92,4 @@ def adversary_terms(
         _, (said, _) = objectives.adversary_loss(params.adversary, stats, sampled, drawn.seen, model=model, train=False)
         return AdversaryTerms(said.loss[0], said.accuracy[0], (said.t + drawn.log_ratio.mean(axis=0))[0])
 
-    return map_examples(one, key, images, numbers, binarize, chunk)
+    return map_examples("adversary", one, key, images, numbers, binarize, chunk)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from avb_jax.distributions import Normal
-from avb_jax.players import Model, encode, evaluation_params
+from avb_jax.players import Model, encode, evaluation_variables
 from avb_jax.types import Array, State, UserError
 
 INITIAL = ("encoder", "prior")
@@ -32,8 +32,8 @@ def proposal(key: Array, state: State, model: Model, x: Array, initial: str, dra
     if initial == "prior":
         return Normal(jnp.zeros(model.prior.dim), jnp.ones(model.prior.dim))
     noise = jax.random.normal(key, (draws, 1, model.noise_dim))
-    params, stats = evaluation_params(state).encoder, state.batch_stats.encoder
-    posterior, _ = encode(model, params, stats, x[None], noise, train=False)
+    params, stats = evaluation_variables(state)
+    posterior, _ = encode(model, params.encoder, stats.encoder, x[None], noise, train=False)
     if posterior.mean is not None and posterior.std is not None:
         mean, std = posterior.mean[0], posterior.std[0]
     else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from avb_jax.distributions import StandardNormal, normal_log_prob
 from avb_jax.evaluation.examples import map_examples
-from avb_jax.players import Model, check_likelihood, decode, evaluation_params
+from avb_jax.players import Model, check_likelihood, decode, evaluation_variables
 from avb_jax.types import Array, State, UserError
 
 POINTS = {1: 4000, 2: 600, 3: 80}  # per dimension, by the number of dimensions
@@ -85,11 +85,11 @@ def log_likelihood(
       UserError: more than 3 latents, or a model without a likelihood.
     """
     check_likelihood(model)
-    x = map_examples(lambda key, x: x, key, images, numbers, binarize, chunk)
-    params, stats = evaluation_params(state).decoder, state.batch_stats.decoder
+    x = map_examples("quadrature", lambda key, x: x, key, images, numbers, binarize, chunk)
+    params, stats = evaluation_variables(state)
 
     def log_prob(z: Array) -> Array:
-        output, _ = decode(model, params, stats, z, train=False)
+        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
         of_all = jax.lax.map(lambda x: model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))), x)
         return of_all.T
 

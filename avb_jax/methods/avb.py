@@ -34,8 +34,8 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
 
 def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:
     """The ELBO's terms [B] in evaluation mode; `kl` is T's estimate over `model.noise_draws` draws, floored as in training."""
-    params = players.evaluation_params(state)
+    params, stats = players.evaluation_variables(state)
     _, (terms, _, _) = objectives.negative_elbo_adversarial(
-        params, params.adversary, state.batch_stats, players.draw(key, model, batch), model=model, train=False
+        params, params.adversary, stats, players.draw(key, model, batch), model=model, train=False
     )
     return terms

@@ -8,7 +8,8 @@ import optax
 
 from avb_jax import players
 from avb_jax.players import Model
-from avb_jax.types import Array, Info, Players, PyTree, State
+from avb_jax.streams import stream
+from avb_jax.types import Array, Info, Players, PyTree, State, Variables
 
 
 def play(
@@ -35,7 +36,7 @@ def play(
       The State after, what `loss` observed, and an Info of beta and what T said.
     """
     for i in range(1, model.adversary_steps):
-        draws = players.draw(jax.random.fold_in(key, i), model, batch)
+        draws = players.draw(jax.random.fold_in(stream(key, "adversary"), i), model, batch)
         _, (_, shown, _) = loss(state.params, state.params.adversary, state.batch_stats, draws, model=model)
         gradient, (_, stats) = jax.grad(adversary_loss, has_aux=True)(
             state.params.adversary, state.batch_stats, draws, shown, model=model
@@ -71,9 +72,13 @@ def apply_gradients(state: State, gradients: Players, optimizers: Players) -> St
 
 
 def finish_step(state: State, model: Model) -> State:
-    """Counts the step and moves the average, whose decay grows to `ema_decay` as (1 + t) / (10 + t)."""
+    """Counts the step and moves the averages, whose decay grows to `ema_decay` as (1 + t) / (10 + t)."""
     average = state.average
     if average is not None:
         decay = jnp.minimum(model.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        average = optax.incremental_update(state.params, average, 1.0 - decay)
+
+        def move(new: Array, old: Array) -> Array:  # a count that a user's module carries is not averaged
+            return optax.incremental_update(new, old, 1.0 - decay) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+        average = jax.tree.map(move, Variables(state.params, state.batch_stats), average)
     return state._replace(step=state.step + 1, average=average)

@@ -28,6 +28,6 @@ def train_step(key: Array, state: State, batch: Array, *, model: Model, optimize
 def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:
     """The ELBO's terms [B] in evaluation mode; `kl` is exact for a Gaussian posterior, else estimated, see `negative_elbo`."""
     draws = players.draw(key, model, batch)
-    params = players.evaluation_params(state)
-    _, (terms, _, _) = objectives.negative_elbo(params, state.batch_stats, draws, model=model, train=False)
+    params, stats = players.evaluation_variables(state)
+    _, (terms, _, _) = objectives.negative_elbo(params, stats, draws, model=model, train=False)
     return terms

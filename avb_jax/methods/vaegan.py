@@ -33,14 +33,14 @@ def losses(
       The two losses, and ((feature distance, KL) [B], reconstructions and samples [2, B, ...], new batch statistics).
 
     Raises:
-      UserError: the encoder tells no moments, or the adversary no features.
+      UserError: the posterior is not Gaussian, or the adversary has no features.
     """
     posterior, encoder_stats = players.encode(
         model, params.encoder, batch_stats.encoder, draws.x, draws.noise[:1], train=True
     )
-    if posterior.mean is None or posterior.std is None:
+    if not posterior.gaussian:
         name = type(model.networks.encoder).__name__
-        raise UserError(f"encoder={name}: a VAE/GAN needs a Gaussian encoder that returns Posterior(z, mean, std)")
+        raise UserError(f"encoder={name}: a VAE/GAN needs an encoder that returns Posterior(z, mean, std, gaussian=True)")
     z = jnp.concatenate([posterior.z[0], draws.z_prior[0]])
     output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, z, train=True)
     images = model.likelihood.mean(output).reshape(2, *draws.x.shape)

@@ -56,7 +56,7 @@ class GaussianEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
         mean, std = gaussian_heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
-        return Posterior(mean + std * noise, mean, std)
+        return Posterior(mean + std * noise, mean, std, gaussian=True)
 
 
 class MomentEncoder(nn.Module):
