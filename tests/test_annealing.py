@@ -13,6 +13,7 @@ from avb_jax.evaluation import ais, bdmc, importance, quadrature
 from avb_jax.evaluation.examples import sum_up
 from avb_jax.evaluation.proposal import Normal
 from avb_jax.methods import avb, vae
+from avb_jax.players import log_joint
 from tests.conftest import small_model
 from tests.ppca import Case
 
@@ -108,6 +109,36 @@ def test_the_step_size_is_adapted():
     estimate = ais.log_likelihood(KEY, case.state, case.x, model=case.model, initial="prior", temperatures=400)
     assert abs(estimate.acceptance[:, 200:].mean() - ais.TARGET_ACCEPTANCE) < 0.08
     assert np.all(estimate.step_size[:, -1] < 0.3 * estimate.step_size[:, 0])
+
+
+def test_chains_do_not_choose_their_own_step_size():
+    """Two pilots do: however many chains run along, and whatever they meet, the step sizes are the same ones."""
+    case = Case(2, 0.3, count=1)
+    density = lambda z: log_joint(case.state, case.model)(case.x[0], z[None])[0]  # noqa: E731
+    start, betas = Normal(jnp.zeros(2), jnp.ones(2)), ais.schedule(20)
+    few, many = (jax.jit(ais.forward, static_argnums=(1, 4, 5))(KEY, density, start, betas, chains, 3) for chains in (1, 9))
+    np.testing.assert_allclose(few.step_size, many.step_size, rtol=1e-5)
+    assert np.std(few.step_size) > 0.01
+    np.testing.assert_allclose(few.log_weight[0], many.log_weight[0], rtol=1e-4)
+    # By hand: the log of a step size moves by the pilots' acceptance off target, and theirs is not the chains' mean.
+    moves = np.diff(np.log(many.step_size)) / ais.ADAPTATION_RATE + ais.TARGET_ACCEPTANCE
+    assert ((moves > -1e-4) & (moves < 1 + 1e-4)).all()
+    assert np.abs(moves - many.acceptance[:-1]).max() > 0.05
+
+
+def test_reverse_chains_take_the_forward_step_sizes_in_reverse():
+    """At beta = 1 they begin with the last one.
+
+    On a path that jumps from 1 to about 0, a chain weighs where that one took it, and where it is 0 no chain has moved.
+    """
+    log_density = lambda z: -0.5 * jnp.sum(jnp.square(z / 0.3))  # noqa: E731
+    start, betas = Normal(jnp.zeros(1), jnp.ones(1)), jnp.array([0.0, 1e-6, 1.0])
+    moved, still = (
+        ais.reverse(KEY, log_density, start, betas, 8, 3, jnp.array([0.2]), jnp.array(sizes)) for sizes in ([0, 0.1], [0.1, 0])
+    )
+    excess = log_density(jnp.array([0.2])) - start.log_prob(jnp.array([0.2]))
+    np.testing.assert_allclose(still, -excess, atol=1e-3)
+    assert np.abs(moved + excess).min() > 1e-3
 
 
 def test_more_temperatures_tighten_the_bound():

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from avb_jax import Players, UserError, checkpoints, data, fit
+from avb_jax.loop import initial_state
 from avb_jax.methods import METHODS, avb, vae
 from tests.conftest import small_model
 
@@ -67,6 +68,28 @@ def test_on_checkpoint_is_called_at_checkpoints_and_at_the_end(dataset):
     seen = []
     train(dataset, 10, on_checkpoint=lambda step, state: seen.append((step, int(state.step[0]))))
     assert seen == [(4, 4), (8, 8), (10, 10)]
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+def test_states_stay_their_owner_s(dataset, mode):
+    """What `fit` was given, and what `on_checkpoint` was given and kept, outlive the steps after."""
+    model, kept = small_model("avb", ema_decay=0.9), {}
+    start = initial_state(avb, model, OPTIMIZERS, dataset, 0, 1)
+    before = jax.tree.map(np.array, start)
+    last = train(dataset, 12, model=model, mode=mode, state=start, on_checkpoint=kept.__setitem__)
+    chex.assert_trees_all_equal(jax.device_get(start), before)
+    assert {step: int(state.step[0]) for step, state in kept.items()} == {4: 4, 8: 8, 12: 12}
+    chex.assert_trees_all_equal(jax.device_get(kept[12]), jax.device_get(last))
+    again = train(dataset, 4, model=model, mode=mode, state=before)
+    chex.assert_trees_all_equal(jax.device_get(again), jax.device_get(kept[4]))
+
+
+def test_a_state_of_numpy_arrays_is_resumed(dataset, tmp_path):
+    model = small_model("avb")
+    start = jax.tree.map(np.asarray, initial_state(avb, model, OPTIMIZERS, dataset, 1, 1))
+    train(dataset, 4, tmp_path, model=model, state=start)
+    parts = train(dataset, 8, tmp_path, model=model, state=start)
+    chex.assert_trees_all_equal(jax.device_get(parts), jax.device_get(train(dataset, 8, model=model, state=start)))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(dataset, tmp_path):

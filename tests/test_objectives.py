@@ -1,14 +1,17 @@
 """Propositions 1 and 2, Algorithm 1 by hand, and the game whose ELBO is known in closed form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from avb_jax import Draws, Players, UserError, divergences, objectives, players
+from avb_jax import Draws, Players, Posterior, UserError, divergences, networks, objectives, players
 from avb_jax.distributions import normal_log_prob
-from avb_jax.methods import avb, vae
+from avb_jax.methods import METHODS, avb
 from tests import gaussian
 from tests.conftest import small_model
 
@@ -43,6 +46,11 @@ def _within(estimates, expected, errors=4.0):
 def test_logistic_by_hand():
     # T_q = log 3: sigma = 3/4. T_p = 0: sigma = 1/2. Loss = -log(3/4) - log(1 - 1/2) = log(4/3) + log 2 = log(8/3).
     np.testing.assert_allclose(divergences.jensen_shannon(jnp.log(3.0), jnp.array(0.0)), np.log(8 / 3), rtol=1e-6)
+
+
+def test_a_t_of_zero_is_right_half_of_the_time():
+    t = jnp.array([[[0.0, 2.0, -1.0]], [[0.0, 0.0, -3.0]]])
+    np.testing.assert_allclose(objectives.judged(t, small_model("avb"))[1].accuracy, [0.5, 0.75, 0.5])
 
 
 def test_logistic_does_not_overflow():
@@ -122,11 +130,35 @@ def test_a_gaussian_encoder_s_two_kls_agree(images):
     _within(log_q[0] - model.prior.log_prob(z[0]), terms.kl[0])
 
 
-def test_vae_needs_a_gaussian_encoder(images):
-    model = small_model("avb")
-    state = players.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), images)
-    with pytest.raises(UserError, match="encoder=BlackBoxEncoder"):
-        vae.train_step(jax.random.key(0), state, images, model=model, optimizers=Players())
+class Telling(nn.Module):
+    """An encoder of a user's: its moments, with or without the word that it is Gaussian."""
+
+    gaussian: bool
+    with_moments: bool = True
+
+    @nn.compact
+    def __call__(self, x, noise):
+        moments = (jnp.zeros((len(x), 3)), jnp.ones((len(x), 3))) if self.with_moments else ()
+        return Posterior(noise, *moments, gaussian=self.gaussian)
+
+
+def test_moments_alone_are_no_density(images, sgd):
+    """A VAE takes the closed form of a Gaussian that is called one; a VAE/GAN needs one, too."""
+
+    def step(method, encoder, noise_dim=3):
+        model = small_model(method, noise_dim=noise_dim)
+        model = dataclasses.replace(model, networks=model.networks._replace(encoder=encoder))
+        state = METHODS[method].init(jax.random.key(0), model, sgd, images)
+        return METHODS[method].train_step(jax.random.key(0), state, images, model=model, optimizers=sgd)[1]
+
+    moments = networks.MomentEncoder(networks.MLP((4,), input_rank=2), 3, bases=1)
+    for method, needs in (("vae", "a VAE needs a density of q"), ("vaegan", "a VAE/GAN needs an encoder that returns")):
+        np.testing.assert_allclose(step(method, Telling(True)).kl, 0, atol=1e-6)
+        for encoder, noise_dim in ((Telling(False), 3), (moments, 6)):
+            with pytest.raises(UserError, match=f"encoder={type(encoder).__name__}: {needs}"):
+                step(method, encoder, noise_dim)
+        with pytest.raises(UserError, match=r"Posterior\(gaussian=True\) without mean and std"):
+            step(method, Telling(True, with_moments=False))
 
 
 def test_each_player_s_update_is_algorithm_1_s(images, sgd):

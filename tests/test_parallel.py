@@ -1,16 +1,19 @@
 """The multi-device gradient against one device's full batch, with SGD (Adam would hide a factor)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from avb_jax import Draws, Players, UserError, objectives, parallel, players
+from avb_jax import Draws, Info, Players, State, UserError, objectives, parallel, players
 from avb_jax.data import from_arrays
 from avb_jax.loop import fit, initial_state
 from avb_jax.methods import METHODS, avb
-from tests.conftest import small_model
+from tests.conftest import Normalised, small_model
 
 BATCH = 8
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-6}
@@ -153,3 +156,74 @@ def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_pat
         _, after, _ = one_block(flipped, small_model("avb"), sgd, mode, 2, steps=2, num_seeds=2)
         states.append(after)
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def seen_by_steps(dataset, mode, devices, steps=4):
+    """The images [seeds, steps, B, ...] that a block of steps trains on, and [devices, seeds, steps, share, ...] under pmap."""
+    share = BATCH // (devices if mode == "pmap" else 1)
+
+    def train_step(key, state, batch, *, model, optimizers):
+        del key, model, optimizers
+        params = state.params._replace(encoder=state.params.encoder.at[state.step].set(batch))
+        return state._replace(step=state.step + 1, params=params), Info(beta=jnp.zeros(()))
+
+    nothing = Players(jnp.zeros((2, steps, share, *dataset.x_shape)))
+    state = State(jnp.zeros(2, jnp.int32), nothing, Players(), Players({}, {}, {}), None)
+    blocks = parallel.compile_blocks(
+        train_step, None, Players(), dataset, mode=mode, batch_size=BATCH, num_seeds=2, devices=jax.devices()[:devices]
+    )
+    indices = np.tile(np.arange(BATCH, dtype=np.int32), (2, steps, 1))
+    keys = jax.random.split(jax.random.key(0), 2)
+    return np.asarray(blocks.run(keys, blocks.place(state), blocks.fetch(indices))[0].params.encoder)
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("pmap", 2)])
+def test_every_step_seed_and_device_binarises_anew(mode, devices):
+    """All images are one and the same grey: whatever is alike between two of them was drawn from one key."""
+    grey = from_arrays(np.full((BATCH, 6, 6), 0.3, np.float32), binarize="dynamic")
+    seen = seen_by_steps(grey, mode, devices).reshape(-1, 36)
+    assert set(np.unique(seen)) == {0, 1}
+    assert len(np.unique(seen, axis=0)) == len(seen) == 2 * 4 * BATCH
+    assert abs(seen.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / seen.size)
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("pmap", 2)])
+def test_half_of_the_images_are_mirrored_left_and_right(mode, devices):
+    """Each by a coin of its own, the same one for all its pixels, and another in every step, seed and device."""
+    image = np.arange(36, dtype=np.float32).reshape(6, 6) / 36
+    seen = seen_by_steps(from_arrays(np.stack([image] * BATCH))._replace(flip=True), mode, devices, steps=16)
+    mirrored = (seen == image[:, ::-1]).all(axis=(-2, -1))
+    assert (mirrored | (seen == image).all(axis=(-2, -1))).all()
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(mirrored.size)
+    by_step = mirrored.reshape(-1, mirrored.shape[-1])
+    assert len(np.unique(by_step, axis=0)) > 0.5 * min(len(by_step), 2 ** mirrored.shape[-1])
+
+
+class Holder(nn.Module):
+    """A module that holds others in every way that one may."""
+
+    in_tuple: tuple
+    in_dict: dict
+    alone: nn.Module
+    function: object = nn.relu
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+def test_modules_learn_the_axis_wherever_they_are_held():
+    norm = Normalised()
+    inner = Holder([norm, (norm,)], {"a": norm}, norm)
+    model = small_model("avb")
+    model = dataclasses.replace(model, networks=Players(Holder((norm, None), {"deep": inner}, norm), norm, None))
+    encoder, decoder, adversary = parallel._with_axis(model).networks
+    assert adversary is None
+    found = [encoder, encoder.in_tuple[0], encoder.alone, decoder, encoder.in_dict["deep"]]
+    deep = encoder.in_dict["deep"]
+    found += [deep.in_tuple[0], deep.in_tuple[1][0], deep.in_dict["a"], deep.alone]
+    assert [module.axis_name for module in found] == [parallel.AXIS] * 9
+    assert encoder.function is nn.relu
+    assert encoder.in_tuple[1] is None
+    assert norm.axis_name is None
