@@ -1,5 +1,6 @@
 """Annealed importance sampling and its reverse against closed forms, quadrature and the laws that they obey."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from avb_jax import Bernoulli, Deterministic, Model, Players, StandardNormal, UserError, data, fit, networks, parallel
 from avb_jax.evaluation import ais, bdmc, importance, quadrature
 from avb_jax.evaluation.examples import sum_up
-from avb_jax.evaluation.proposal import Normal
+from avb_jax.evaluation.proposal import SMALLEST_STD, Normal, proposal
 from avb_jax.methods import avb, vae
 from avb_jax.players import log_joint
 from tests.conftest import small_model
-from tests.ppca import Case
+from tests.ppca import Case, Encoder
 
 KEY = jax.random.key(1)
 
@@ -109,6 +111,76 @@ def test_the_step_size_is_adapted():
     estimate = ais.log_likelihood(KEY, case.state, case.x, model=case.model, initial="prior", temperatures=400)
     assert abs(estimate.acceptance[:, 200:].mean() - ais.TARGET_ACCEPTANCE) < 0.08
     assert np.all(estimate.step_size[:, -1] < 0.3 * estimate.step_size[:, 0])
+
+
+def test_a_proposal_by_hand():
+    """The encoder's moments or those of its draws, with the deviation inflated and never 0; or the prior's."""
+
+    def of(case, initial="encoder", inflation=1.5, draws=4000):
+        return proposal(KEY, case.state, case.model, case.x[0], initial, draws, inflation)
+
+    case = Case(3, count=1)
+    encoder = case.state.params.encoder
+    mean = encoder["a"] @ (case.x[0] - encoder["b"]) + 0.2 * encoder["std"]
+    np.testing.assert_allclose(of(case).mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(of(case).std, 1.5 * encoder["std"], rtol=1e-5)
+    np.testing.assert_array_equal(of(case, "prior"), [np.zeros(3), np.ones(3)])
+
+    class Sampler(nn.Module):  # the same draws, without a word about their moments
+        @nn.compact
+        def __call__(self, x, noise):
+            return Encoder(3, name="encoder")(x, noise).z
+
+    black_box = Case(3, count=1)
+    black_box.model = dataclasses.replace(case.model, networks=case.model.networks._replace(encoder=Sampler()))
+    black_box.state = case.state._replace(params=case.state.params._replace(encoder={"encoder": encoder}))
+    estimated, std = of(black_box), np.asarray(encoder["std"])
+    np.testing.assert_array_less(abs(estimated.mean - mean), 4 * std / np.sqrt(4000))
+    np.testing.assert_allclose(estimated.std / 1.5, std, rtol=4 / np.sqrt(2 * 4000))
+    np.testing.assert_allclose(of(black_box, draws=2).std, _two_draws_std(black_box), rtol=1e-4)
+    np.testing.assert_allclose(of(black_box, inflation=0.0).std, SMALLEST_STD)
+
+
+def _two_draws_std(case):
+    """1.5 times the deviation of two draws, |a - b| / sqrt(2)."""
+    noise = jax.random.normal(KEY, (2, 1, 3))
+    one, two = (case.model.networks.encoder.apply({"params": case.state.params.encoder}, case.x[:1], e)[0] for e in noise)
+    return np.maximum(1.5 * abs(one - two) / np.sqrt(2), SMALLEST_STD)
+
+
+def test_what_ais_reports_beside_its_estimate():
+    """Of the chains alone, not of the pilots: weights, their sizes along the path, the share of accepted proposals."""
+    case = Case(2, 0.3, count=3)
+    estimate = ais.log_likelihood(KEY, case.state, case.x, model=case.model, chains=5, temperatures=7, initial="prior")
+    assert estimate.log_weight.shape == estimate.divergent.shape == (3, 5)
+    assert estimate.acceptance.shape == estimate.step_size.shape == estimate.effective_sample_size_path.shape == (3, 7)
+    np.testing.assert_allclose(estimate.mean_log_weight, estimate.log_weight.mean(axis=1), rtol=1e-5)
+    weights = np.exp(np.float64(estimate.log_weight) - np.max(estimate.log_weight, axis=1, keepdims=True))
+    size = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
+    np.testing.assert_allclose(estimate.effective_sample_size, size, rtol=1e-3)
+    np.testing.assert_allclose(estimate.effective_sample_size_path[:, -1], size, rtol=1e-3)
+    log_mean = np.log(weights.mean(axis=1)) + np.max(estimate.log_weight, axis=1)
+    np.testing.assert_allclose(estimate.log_likelihood, log_mean, rtol=1e-5)
+
+
+def test_the_sandwich_s_errors_are_those_of_its_sides():
+    """Both bounds err about one log p(x), so that their difference has the spread of both errors put together."""
+    case = Case(2, 0.3)
+    result = bdmc.sandwich(KEY, case.state, jnp.arange(200), model=case.model, temperatures=5, chains=8)
+    spread = np.std(result.width, ddof=1)
+    reported = np.sqrt(np.mean(np.square(result.lower_error) + np.square(result.upper_error)))
+    assert 0.7 < spread / reported < 1.4
+    assert result.width.mean() > -4 * spread / np.sqrt(200)
+
+
+def test_the_initial_scale_is_the_chains_mass_and_their_unit():
+    """Latents measured in other units are annealed alike, since step sizes are in standard deviations of f_0."""
+    x, betas, results = jnp.array([0.5, -0.3]), ais.schedule(10), []
+    for unit in (jnp.ones(2), jnp.array([100.0, 0.01])):
+        density = lambda z, unit=unit: -0.5 * jnp.sum((z / unit) ** 2 + ((x - z / unit) / 0.3) ** 2) - jnp.log(unit).sum()  # noqa: E731
+        results.append(ais.forward(KEY, density, Normal(0.1 * unit, 0.8 * unit), betas, 4, 3))
+    for field in ("log_weight", "step_size", "acceptance"):
+        np.testing.assert_allclose(*(getattr(result, field) for result in results), rtol=1e-3, atol=1e-3, err_msg=field)
 
 
 def test_chains_do_not_choose_their_own_step_size():

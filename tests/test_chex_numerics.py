@@ -91,6 +91,22 @@ class DistributionsTest(chex.TestCase):
             std = np.exp(np.log(0.01) + np.log(100.0) / (1 + np.exp(-np.asarray(output[..., 1], np.float64))))
         np.testing.assert_allclose(log_prob, scipy.stats.norm.logpdf(x, mean, std).sum((1, 2)), rtol=1e-4)
 
+    @parameterized.parameters(Bernoulli(), Gaussian(0.3), Gaussian(), DiscretizedLogistic(levels=4))
+    def test_samples_are_from_the_distribution_that_is_scored(self, likelihood):
+        """The score, the gradient of log p in the output, has a mean of 0 over samples, and not over others."""
+        output = jnp.array([[0.4, 0.3], [0.7, -0.5]])[:, : likelihood.parameters]
+        many = jnp.broadcast_to(output, (50_000, *output.shape))
+        score = jax.grad(lambda output, x: likelihood.log_prob(output, x).sum())
+        for shift, matches in ((0.0, True), (0.2, False)):
+            scores = score(many, likelihood.sample(jax.random.key(1), many + shift))
+            error = scores.std(axis=0) / np.sqrt(len(scores))
+            assert bool((jnp.abs(scores.mean(axis=0)) < 4 * error).all()) == matches
+        # The mean image is the samples' mean; a logistic that is cut off at 0 and 1 has another.
+        if not isinstance(likelihood, DiscretizedLogistic):
+            samples = likelihood.sample(jax.random.key(2), many)
+            error = samples.std(axis=0) / np.sqrt(len(samples))
+            np.testing.assert_array_less(abs(samples.mean(axis=0) - likelihood.mean(output[None])[0]), 4 * error)
+
     @chex.variants(**ALL)
     def test_normal_kl_by_hand(self):
         # KL(N(1, 4), N(0, 1)) = (1 + 4 - 1 - log 4) / 2 = 2 - log 2, twice for two latents.

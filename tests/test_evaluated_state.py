@@ -12,10 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Players, StandardNormal
+from avb_jax import Players, StandardNormal, networks, objectives
 from avb_jax.evaluation import ais, bdmc, elbo, importance, moments, optimality, quadrature
 from avb_jax.methods import METHODS
-from avb_jax.players import Model, evaluation_variables, log_joint, mean_images
+from avb_jax.players import Model, draw, evaluation_variables, log_joint, mean_images
+from avb_jax.streams import stream
 from tests.conftest import small_model
 from tests.test_step import state_of
 
@@ -137,3 +138,21 @@ def test_a_fresh_adversary_s_step_is_eq_3_3_s(contrast):
     jax.tree.map(close, after.params, state.params._replace(adversary=expected))
     jax.tree.map(close, after.batch_stats, state.batch_stats._replace(adversary=stats))
     close(jnp.mean(info.adversary_loss), loss(state.params.adversary)[0])
+
+
+@pytest.mark.parametrize("contrast", ["none", "adaptive"])
+def test_what_t_says_of_an_example_is_what_its_losses_say(contrast):
+    """T's terms under either contrast, on the same draws through the objectives: each example's loss, accuracy and KL."""
+    model = small_model("avb", batch_norm=True, ema_decay=0.9, contrast=contrast, encoder=networks.GaussianEncoder)
+    state = state_of("avb", model, jnp.asarray(IMAGES))
+    terms = optimality.adversary_terms(KEY, state, IMAGES, model=model, draws=5)
+    params, stats = state.average
+    several = dataclasses.replace(model, noise_draws=5)
+    for n, x in enumerate(jnp.asarray(IMAGES)):
+        sampled = draw(jax.random.fold_in(stream(KEY, "adversary"), n), several, x[None])
+        _, (elbo_terms, seen, _) = objectives.negative_elbo_adversarial(
+            params, params.adversary, stats, sampled, model=several, train=False
+        )
+        loss, (said, _) = objectives.adversary_loss(params.adversary, stats, sampled, seen, model=several, train=False)
+        found = terms.loss[n], terms.accuracy[n], terms.kl[n]
+        np.testing.assert_allclose(found, (loss, said.accuracy[0], elbo_terms.kl[0]), rtol=1e-4, atol=1e-5)

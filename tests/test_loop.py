@@ -4,11 +4,13 @@ import json
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from avb_jax import Players, UserError, checkpoints, data, fit
+from avb_jax import Info, Players, UserError, checkpoints, data, fit
+from avb_jax.data.dataset import batch_indices
 from avb_jax.loop import initial_state
 from avb_jax.methods import METHODS, avb, vae
 from tests.conftest import small_model
@@ -36,6 +38,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path):
     chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(parts))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 10]
+
+
+def test_each_seed_has_batches_of_its_own_in_the_order_of_the_data_set(tmp_path):
+    """Seed s of a run from `seed` trains on what `batch_indices` of seed + s says, resumed or not."""
+
+    class Watching:
+        """A method that observes which images it is given."""
+
+        __name__ = "watching"
+        init = staticmethod(avb.init)
+
+        @staticmethod
+        def train_step(key, state, batch, *, model, optimizers):
+            del key, model, optimizers
+            numbers = jnp.round(100 * batch[:, 0, 0])
+            return state._replace(step=state.step + 1), Info(elbo=numbers, reconstruction=numbers**2)
+
+    images = data.from_arrays(np.broadcast_to(np.arange(20)[:, None, None] / 100, (20, 6, 6)))
+    for steps in (3, 7):  # the second one continues
+        fit(
+            Watching(), small_model("avb"), OPTIMIZERS, images, steps=steps, batch_size=8, seed=3, num_seeds=2, log_every=1,
+            checkpoint_every=1, mode="jit", quiet=True, workdir=tmp_path, check_images=0,
+        )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    for seed in range(2):
+        batches = np.float64(batch_indices(20, 8, 3 + seed, 0, 7))
+        for quantity, power in (("elbo", 1), ("reconstruction", 2)):
+            found = [line["per_seed"][quantity][seed] for line in lines]
+            np.testing.assert_allclose(found, np.mean(batches**power, axis=1), rtol=1e-5)
 
 
 def test_block_length_does_not_change_a_run(dataset):
@@ -163,6 +195,24 @@ def test_an_elbo_above_the_bound_is_told(tmp_path, capsys, by):
     told = capsys.readouterr().err
     assert "held out: ELBO under T" in told
     assert ("warning: the ELBO under T stands" in told) == (by > 0)
+
+
+def test_held_out_checks_are_on_held_out_images(tmp_path):
+    """White test images against black training ones, which a decoder at its start tells apart."""
+    black, white = np.zeros((20, 6, 6)), np.ones((20, 6, 6))
+    found = []
+    for train_images, test_images in ((black, white), (white, black), (black, black)):
+        dataset, folder = data.from_arrays(train_images, test_images.copy()), tmp_path / str(len(found))
+        model, start = small_model("avb"), None
+        biased = initial_state(avb, model, OPTIMIZERS, dataset, 0, 1)
+        decoder = jax.tree.map(lambda a: a + 1.0, biased.params.decoder)  # towards white
+        start = biased._replace(params=biased.params._replace(decoder=decoder))
+        train(dataset, 8, folder, model=model, state=start, check_images=8)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found += [line["held_out_log_likelihood"] for line in lines if "held_out_elbo" in line]
+    on_white, on_black, again_on_black = found
+    assert on_white > on_black + 10
+    assert abs(on_black - again_on_black) < 5
 
 
 def test_no_held_out_check_where_it_has_nothing_to_say(dataset, tmp_path):

@@ -110,6 +110,21 @@ def test_a_step_compiles_once(method, images, sgd):
     assert int(state.step) == 3
 
 
+def test_players_start_from_keys_of_their_own(images, sgd):
+    """One module in all three places would start from three params."""
+
+    class Any(nn.Module):
+        shape: tuple
+
+        @nn.compact
+        def __call__(self, *inputs):
+            return jnp.zeros((len(inputs[0]), *self.shape)) + self.param("p", nn.initializers.normal(), ())
+
+    model = Model(Players(Any((3,)), Any((6, 6, 1)), Any(())), StandardNormal(3), Bernoulli(), 2)
+    state = avb.init(jax.random.key(0), model, sgd, images)
+    assert len({float(player["p"]) for player in state.params}) == 3
+
+
 def test_beta_warms_up(images, sgd):
     model = small_model("vae", beta=2.0, beta_warmup=4)
     state = METHODS["vae"].init(jax.random.key(0), model, sgd, images)

@@ -123,14 +123,37 @@ def test_inner_product_adversary_treats_each_z_alike():
     np.testing.assert_allclose(together, jnp.stack([adversary.apply(variables, x, part) for part in z]), rtol=1e-4, atol=1e-6)
 
 
+def test_an_inner_product_by_hand():
+    """<f(x), g(z)> / sqrt(features), with f and g linear in what the two networks make of x and z."""
+    x, z = jax.random.uniform(jax.random.key(0), (4, 2, 2)), jax.random.normal(jax.random.key(1), (3, 4, 3))
+    nets = networks.MLP((8,), input_rank=2), networks.MLP((8,))
+    adversary = networks.InnerProductAdversary(*nets, features=5)
+    params = adversary.init(jax.random.key(2), x, z)["params"]
+    of_x, of_z = (net.apply({"params": params[name]}, a) for net, name, a in zip(nets, ("x_net", "z_net"), (x, z), strict=True))
+    f, g = (h @ params[name]["kernel"] + params[name]["bias"] for h, name in ((of_x, "f"), (of_z, "g")))
+    expected = jnp.einsum("bf,sbf->sb", f, g) / np.sqrt(5)
+    np.testing.assert_allclose(adversary.apply({"params": params}, x, z), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_minus_log_prior_adds_half_the_square():
     x, z = jnp.ones((4, 2, 2)), jax.random.normal(jax.random.key(1), (4, 3))
     nets = networks.MLP((8,), input_rank=2), networks.MLP((8,))
-    plain = networks.InnerProductAdversary(*nets, features=5)
-    variables = plain.init(jax.random.key(2), x, z)
-    offset = networks.InnerProductAdversary(*nets, features=5, minus_log_prior=True)
-    difference = offset.apply(variables, x, z) - plain.apply(variables, x, z)
-    np.testing.assert_allclose(difference, 0.5 * (z**2).sum(-1), rtol=1e-4, atol=1e-6)
+    for adversary in (networks.InnerProductAdversary(*nets, features=5), networks.ConvAdversary(2, 3, (4,))):
+        variables = adversary.init(jax.random.key(2), x, z)
+        difference = adversary.clone(minus_log_prior=True).apply(variables, x, z) - adversary.apply(variables, x, z)
+        np.testing.assert_allclose(difference, 0.5 * (z**2).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [networks.ConvNet(2, 3, batch_norm=False), networks.ResNet(2, units=1, batch_norm=False)])
+def test_pixels_are_centred_and_spread(module):
+    """[0, 1] becomes [-1, 1]: at the start, without biases, a grey image is nothing, and black the negative of white."""
+    grey = jnp.full((1, 8, 8), 0.5)
+    variables = module.init(jax.random.key(0), grey)
+    assert not module.apply(variables, grey).any()
+    linear = module.clone(activation=lambda h: h)
+    black, white = (linear.apply(variables, jnp.full((1, 8, 8), value)) for value in (0.0, 1.0))
+    np.testing.assert_allclose(black, -white, rtol=1e-4, atol=1e-6)
+    assert np.abs(white).max() > 1e-3
 
 
 def test_an_inner_product_can_start_at_zero():

@@ -199,6 +199,36 @@ def test_half_of_the_images_are_mirrored_left_and_right(mode, devices):
     assert len(np.unique(by_step, axis=0)) > 0.5 * min(len(by_step), 2 ** mirrored.shape[-1])
 
 
+def test_batch_statistics_of_a_module_without_an_axis_are_averaged(dataset, sgd):
+    """A user's own normalisation sees its device's share alone; its running statistics are the devices' mean, everywhere."""
+
+    class Unaware(nn.Module):
+        @nn.compact
+        def __call__(self, x, noise, train=False):
+            self.variable("counts", "batches", lambda: jnp.zeros((), jnp.int32)).value += train
+            h = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x.reshape(len(x), -1))
+            return nn.Dense(3)(jnp.concatenate([h, noise], -1))
+
+    model = small_model("avb", ema_decay=0.9)
+    model = dataclasses.replace(model, networks=model.networks._replace(encoder=Unaware()))
+    state = initial_state(avb, model, sgd, dataset, 0, 1)
+    blocks = parallel.compile_blocks(
+        avb.train_step, model, sgd, dataset, mode="pmap", batch_size=BATCH, devices=jax.devices()[:2]
+    )
+    indices = np.arange(BATCH, dtype=np.int32).reshape(1, 1, BATCH)
+    after, _ = blocks.run(jax.random.split(jax.random.key(0), 1), blocks.place(state), blocks.fetch(indices))
+    shares = dataset.train[:BATCH].reshape(2, BATCH // 2, 36)
+    mean, variance = 0.5 * shares.mean(axis=1).mean(axis=0), 0.5 + 0.5 * shares.var(axis=1).mean(axis=0)
+    for device in range(2):
+        found = jax.tree.map(lambda a, d=device: a[d, 0], after.batch_stats.encoder)
+        np.testing.assert_allclose(found["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-4)
+        np.testing.assert_allclose(found["batch_stats"]["BatchNorm_0"]["var"], variance, rtol=1e-4)
+        assert int(found["counts"]["batches"]) == 1
+        averaged = jax.tree.map(lambda a, d=device: a[d, 0], after.average.batch_stats.encoder)
+        np.testing.assert_allclose(averaged["batch_stats"]["BatchNorm_0"]["mean"], 0.9 * mean, rtol=1e-4)
+        assert int(averaged["counts"]["batches"]) == 1
+
+
 class Holder(nn.Module):
     """A module that holds others in every way that one may."""
 
