@@ -198,21 +198,18 @@ def test_an_elbo_above_the_bound_is_told(tmp_path, capsys, by):
 
 
 def test_held_out_checks_are_on_held_out_images(tmp_path):
-    """White test images against black training ones, which a decoder at its start tells apart."""
-    black, white = np.zeros((20, 6, 6)), np.ones((20, 6, 6))
-    found = []
-    for train_images, test_images in ((black, white), (white, black), (black, black)):
-        dataset, folder = data.from_arrays(train_images, test_images.copy()), tmp_path / str(len(found))
-        model, start = small_model("avb"), None
-        biased = initial_state(avb, model, OPTIMIZERS, dataset, 0, 1)
-        decoder = jax.tree.map(lambda a: a + 1.0, biased.params.decoder)  # towards white
-        start = biased._replace(params=biased.params._replace(decoder=decoder))
+    """The same training on black images, with white or black ones held out; its decoder starts near white."""
+    found, black = [], np.zeros((20, 6, 6))
+    for test_images in (black + 1.0, black.copy()):
+        dataset, folder, model = data.from_arrays(black, test_images), tmp_path / str(len(found)), small_model("avb")
+        start = initial_state(avb, model, OPTIMIZERS, dataset, 0, 1)
+        decoder = jax.tree.map(lambda a: a + 1.0, start.params.decoder)
+        start = start._replace(params=start.params._replace(decoder=decoder))
         train(dataset, 8, folder, model=model, state=start, check_images=8)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         found += [line["held_out_log_likelihood"] for line in lines if "held_out_elbo" in line]
-    on_white, on_black, again_on_black = found
+    on_white, on_black = found
     assert on_white > on_black + 10
-    assert abs(on_black - again_on_black) < 5
 
 
 def test_no_held_out_check_where_it_has_nothing_to_say(dataset, tmp_path):
