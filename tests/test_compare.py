@@ -72,6 +72,10 @@ def test_one_table_of_several_methods(tmp_path, capsys):
     assert "avb: finished at step 4 of 4" in capsys.readouterr().err
     np.testing.assert_equal(again, rows)
 
+    fewer = compare.compare(suite, tmp_path, ["avb_ac", "vae"], images=3)  # of the 6 that are kept
+    np.testing.assert_allclose(fewer["avb_ac"]["log_likelihood_ais"]["mean"], values["avb_ac"][:3].mean(), rtol=1e-5)
+    np.testing.assert_allclose(fewer["avb_ac"]["difference"]["mean"], difference[:3].mean(), rtol=1e-4)
+
 
 def test_a_method_that_diverges_is_a_row_without_numbers(tmp_path):
     suite = synthetic(**{"optimizer.decoder_rate": 1e30})
