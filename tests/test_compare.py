@@ -113,6 +113,28 @@ def test_minutes_are_those_of_unequal_rates(tmp_path):
     assert compare.minutes(tmp_path, "vae") == pytest.approx(12.5 / 60)
 
 
+def test_the_table():
+    """Errors over seeds rather than over examples, digits by size, T's word, signs of differences, the published column."""
+    row = {"steps": 12_000, "seeds": 1, "published": None, "minutes": 3.14159}
+    rows = {
+        "avb": {**row, "under_t": True, "published": -80.25, "kl": {"mean": 5.0, "examples_standard_error": 0.5}},
+        "vae": {**row, "under_t": False, "minutes": float("nan")},
+    }
+    rows["avb"]["elbo"] = {"mean": -1234.56, "standard_error": 0.26, "examples_standard_error": 2.0}
+    rows["avb"]["difference"] = {"mean": 0.1234, "standard_error": 0.0126}
+    rows["vae"]["elbo"] = {"mean": -123.456, "standard_error": None, "examples_standard_error": 0.126}
+    rows["vae"]["reconstruction_rmse"] = {"mean": 9.8765, "standard_error": None}
+    lines = compare.table(rows, suites.SUITES["mnist"]).splitlines()
+    header, _, avb, vae = ([cell.strip() for cell in line.replace("\\|", "").split("|")[1:-1]] for line in lines)
+    assert header == [
+        "", "ELBO", "KL(q(zx), p(z))", "pixel error (RMS)", "log p(x) above vae's, paired", "published", "steps", "minutes"
+    ]  # fmt: skip
+    assert avb == [
+        "avb", "-1,234.6 ± 0.3 (under T)", "5.000 ± 0.500 (under T)", "-", "+0.123 ± 0.013", "-80.2", "12,000", "3.1"
+    ]  # fmt: skip
+    assert vae == ["vae", "-123.46 ± 0.13", "-", "9.877", "-", "", "12,000", ""]
+
+
 def test_slips(tmp_path):
     with pytest.raises(UserError, match="--methods=avb9: must be among avb, avb_ac, vae"):
         compare.compare(digits(), tmp_path, ["avb9"])
