@@ -77,7 +77,8 @@ def compare(
         rows[name] |= {"minutes": minutes(run, method), "under_t": subject.model.networks.adversary is not None}
         rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
         if "log_likelihood_ais" in found:
-            per_example[name] = np.stack([_per_example(run, method, seed) for seed in range(config.num_seeds)])
+            count = found["log_likelihood_ais"]["examples"]
+            per_example[name] = np.stack([_per_example(run, method, seed, count) for seed in range(config.num_seeds)])
         subjects[name] = subject
     reference = per_example.get(suite.reference)
     for name, values in per_example.items():
@@ -124,40 +125,51 @@ def _rate(run: pathlib.Path, name: str) -> float:
     return len(rates) / sum(1.0 / rate for rate in rates) if rates else float("nan")
 
 
-def _per_example(run: pathlib.Path, method: str, seed: int) -> np.ndarray:
-    """Log p(x) by annealed importance sampling of each test image."""
+def _per_example(run: pathlib.Path, method: str, seed: int, count: int) -> np.ndarray:
+    """Log p(x) by annealed importance sampling of the first `count` test images; more may be kept, of an earlier evaluation."""
     blocks = sorted((run / "evaluation" / f"{method}-{seed}" / "ais").glob("*.npz"))
-    return np.concatenate([np.load(block)["log_likelihood"] for block in blocks])
+    return np.concatenate([np.load(block)["log_likelihood"] for block in blocks])[:count]
 
 
-def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Mean of [seeds, images] less the reference's, and its standard error: over seeds where there are several, else images."""
-    difference = np.asarray(values - reference, np.float64)
+def paired(values: np.ndarray, reference: np.ndarray) -> dict:
+    """Mean of [seeds, images] less the reference's, and its standard error: over seeds where there are several, else images.
+
+    As `workdir.summary`, without a standard error but with a reason where not all are finite.
+    """
+    with np.errstate(invalid="ignore"):  # where both are minus infinity
+        difference = np.subtract(values, reference, dtype=np.float64)
+    mean, reason = workdir.mean(difference.ravel())
+    if reason:
+        return {"mean": mean, "standard_error": None, "reason": reason}
     independent = difference.mean(axis=1) if len(difference) > 1 else difference[0]
-    return {"mean": float(difference.mean()), "standard_error": float(independent.std(ddof=1) / np.sqrt(len(independent)))}
+    return {"mean": mean, "standard_error": float(independent.std(ddof=1) / np.sqrt(len(independent)))}
 
 
 def table(rows: dict[str, dict], suite: Suite) -> str:
-    """The comparison in Markdown; a dash where a method has no such number."""
+    """The comparison in Markdown; a dash where a method has no such number, and below why one is not finite."""
     columns = {quantity: title for quantity, title in suite.columns.items() if any(quantity in row for row in rows.values())}
     if any("difference" in row for row in rows.values()):
         columns = {**columns, "difference": f"log p(x) above {suite.reference}'s, paired"}
     published = any(row["published"] is not None for row in rows.values())
     titles = ["", *columns.values(), *(["published"] if published else []), "steps", "minutes"]
-    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    lines, reasons = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)], []
     for name, row in rows.items():
         cells = [name + (" (diverged)" if "diverged" in row else "")]
         for quantity in columns:
             told = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
             cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
+            if "reason" in row.get(quantity, {}):
+                reasons.append(f"- {name}, {columns[quantity]}: {row[quantity]['reason']}")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
         taken = "" if math.isnan(row.get("minutes", math.nan)) else f"{row['minutes']:.2g}"
         lines.append("| " + " | ".join([*cells, f"{row['steps']:,}", taken]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *reasons] if reasons else [])])
 
 
 def _cell(number: dict, signed: bool = False) -> str:
     """A mean and its standard error, over seeds where there are several, else over examples."""
+    if number["mean"] is None or not math.isfinite(number["mean"]):
+        return "not finite"
     error = number.get("standard_error") or number.get("examples_standard_error")
     digits = 1 if abs(number["mean"]) >= 1000 else 2 if abs(number["mean"]) >= 10 else 3
     mean = f"{number['mean']:{'+' if signed else ''},.{digits}f}"

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from avb_jax import Model, Players, fit, parallel, plotting
+from avb_jax import Model, Players, fit, parallel, plotting, workdir
 from avb_jax.data import Dataset
 from avb_jax.estimation import by_blocks, keep_folder
 from avb_jax.evaluation import ais, bdmc, importance, knn, moments, optimality, quadrature
@@ -29,10 +29,11 @@ COARSE = 0.3  # share of one cell of the grid in p(x) from which on quadrature i
 class Number(NamedTuple):
     """A quantity of one run."""
 
-    mean: float
+    mean: float  # infinite, or not a number, where that of some example is
     examples: int | None = None  # that it is a mean over
     examples_error: float | None = None  # standard error over these examples
     estimator_error: float | None = None  # what the estimator's own randomness contributes to that mean
+    reason: str = ""  # why the mean is not finite, and what the other examples have for a mean
 
 
 class Subject(NamedTuple):
@@ -105,7 +106,7 @@ def evaluate_elbo(subject: Subject) -> dict[str, Number]:
     """The ELBO and its terms; where there is a T, under T."""
     options = subject.options.elbo
     terms = subject.on_images(
-        "elbo", elbo_terms, subject.images(options.images), options.chunk, lambda r: f"ELBO {np.mean(r.elbo):.2f}",
+        "elbo", elbo_terms, subject.images(options.images), options.chunk, lambda r: _so_far("ELBO", r.elbo),
         parts={"method": subject.method}, draws=options.draws,
     )  # fmt: skip
     if subject.model.networks.adversary is not None:
@@ -135,7 +136,7 @@ def evaluate_optimality(subject: Subject) -> dict[str, Number]:
     own, others = (
         each.on_images(
             what, optimality.adversary_terms, subject.images(options.images), options.chunk,
-            lambda r: f"T loss {np.mean(r.loss):.4f}", draws=options.draws,
+            lambda r: _so_far("T loss", r.loss, 4), draws=options.draws,
         )
         for each, what in ((subject, "adversary"), (fresh, "adversary_fresh"))
     )  # fmt: skip
@@ -168,7 +169,8 @@ def evaluate_ais(subject: Subject) -> dict[str, Number]:
     result = subject.on_images(
         "ais", ais.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far, **_annealing(options)
     )
-    finite = _check_chains(subject, "ais", result.divergent, result.log_likelihood)
+    _check_chains(subject, "ais", result.divergent)
+    finite = np.isfinite(result.log_likelihood)
     if finite.any():
         figures = subject.folder / "figures"
         plotting.save_weights(
@@ -197,9 +199,9 @@ def evaluate_bdmc(subject: Subject) -> dict[str, Number]:
         return bdmc.sandwich(key, state, numbers, model=subject.model, chunk=options.chunk, **settings)
 
     result = subject.by_blocks(
-        "bdmc", estimate, (), subject.options.bdmc.images, options.chunk, lambda r: f"width {np.mean(r.width):.3f}", settings
+        "bdmc", estimate, (), subject.options.bdmc.images, options.chunk, lambda r: _so_far("width", r.width, 3), settings
     )
-    _check_chains(subject, "bdmc", result.divergent, result.width)
+    _check_chains(subject, "bdmc", result.divergent)
     return {
         "bdmc_lower": _mean(result.lower, result.lower_error),
         "bdmc_upper": _mean(result.upper, result.upper_error),
@@ -248,7 +250,7 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
 
     posterior = posterior_draws("posterior", images=subject.images(options.images), chunk=options.chunk, draws=options.draws)
     kl = np.array([knn.kl_to_standard_normal(z, options.neighbours) for z in posterior.z])
-    of_x = _mean(kl if posterior.kl is None else posterior.kl)
+    of_x = kl if posterior.kl is None else np.asarray(posterior.kl)
     if "elbo" not in missing(subject) and subject.model.networks.adversary is not None:
         terms = subject.on_images(
             "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",
@@ -260,7 +262,7 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
         "kl_knn": _mean(kl),
         "kl_aggregated_posterior": Number(knn.kl_divergence(codes, prior, options.neighbours)),
         "kl_aggregated_posterior_gaussian": Number(aggregated),
-        "mutual_information": of_x._replace(mean=of_x.mean - aggregated),
+        "mutual_information": _mean(of_x - aggregated),
     }
 
 
@@ -298,34 +300,32 @@ def _annealing(options: ml_collections.ConfigDict) -> dict:
     return _fields(options, "chains", "temperatures", "leapfrog_steps", "initial", "fit_draws", "inflation")
 
 
+def _so_far(what: str, values: np.ndarray, digits: int = 2) -> str:
+    """Words of progress."""
+    number = _mean(values)
+    error = "" if number.examples_error is None else f" +- {number.examples_error:.{digits}f}"
+    return f"{what} {number.mean:.{digits}f}{error}{number.reason and f' ({number.reason})'}"
+
+
 def _log_likelihood_so_far(result: PyTree) -> str:
-    error = np.std(result.log_likelihood) / np.sqrt(len(result.log_likelihood))
-    return f"log-likelihood {np.mean(result.log_likelihood):.2f} +- {error:.2f}"
+    return _so_far("log-likelihood", result.log_likelihood)
 
 
 def _mean(values: np.ndarray, errors: np.ndarray | None = None) -> Number:
-    """The mean over the examples that have a number; how many these are is part of it."""
-    finite = np.isfinite(values)
-    count = int(finite.sum())
-    if not count:
-        return Number(float("nan"), 0)
-    values = np.asarray(values, np.float64)[finite]
-    own = None if errors is None else float(np.sqrt(np.sum(np.square(errors[finite], dtype=np.float64))) / count)
-    own = own if own is not None and np.isfinite(own) else None  # one draw alone has no spread
-    return Number(float(values.mean()), count, float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None, own)
+    """The mean over all examples, with its errors where it is finite."""
+    count, (mean, reason) = len(values), workdir.mean(values)
+    if reason:
+        return Number(mean, count, reason=reason)
+    spread = float(np.std(values, ddof=1, dtype=np.float64) / np.sqrt(count)) if count > 1 else None
+    own = None if errors is None else float(np.sqrt(np.sum(np.square(errors, dtype=np.float64))) / count)
+    return Number(mean, count, spread, own if own is not None and np.isfinite(own) else None)  # one draw alone has no spread
 
 
-def _check_chains(subject: Subject, what: str, divergent: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Notes chains [N, K] that diverged; returns which examples [N] have a finite value."""
-    finite = np.isfinite(values)
-    if not finite.all():
-        subject.note(
-            f"{what}: {np.sum(~finite)} of {len(values)} examples have weights that are not finite; the means leave them out"
-        )
+def _check_chains(subject: Subject, what: str, divergent: np.ndarray) -> None:
+    """Notes chains [N, K] that diverged."""
     count = int(np.sum(divergent > DIVERGED))
     if count:
         subject.note(
             f"{what}: {count} of {divergent.size} chains diverged in more than {DIVERGED:.0%} of their transitions; they "
             "count, and lower the estimate; raise ais.temperatures, so that the step size has time to adapt"
         )
-    return finite

@@ -71,11 +71,16 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
                     raise UserError(f"estimators={what!r}: {name} {lacks[what]}")
             for what in chosen or applicable(subject):
                 try:
-                    numbers |= ESTIMATORS[what](subject)
+                    found = ESTIMATORS[what](subject)
                 except UserError as error:
                     if chosen:
                         raise
                     subject.note(f"{what} is left out: {error}")
+                    continue
+                for quantity, number in found.items():
+                    if number.reason:
+                        subject.note(f"{what}, {ROWS[quantity].strip()}: {number.reason}")
+                numbers |= found
             per_seed.append(numbers)
         evaluated[name] = {
             quantity: _summary([numbers[quantity] for numbers in per_seed])
@@ -141,7 +146,7 @@ def _summary(numbers: list[Number]) -> dict:
         for kind in ("examples", "estimator") if all(getattr(n, f"{kind}_error") is not None for n in numbers)
     }  # fmt: skip
     examples = {"examples": min(n.examples for n in numbers)} if numbers[0].examples is not None else {}
-    return workdir.summary([number.mean for number in numbers], **examples, **errors)
+    return workdir.summary([n.mean for n in numbers], [n.reason for n in numbers], **examples, **errors)
 
 
 def table(name: str, quantities: dict[str, dict], under_t: bool) -> str:

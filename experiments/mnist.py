@@ -52,6 +52,8 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
             if number := quantities.get(quantity):
                 error = "" if number["standard_error"] is None else f" +- {number['standard_error']:.2g} over seeds"
                 print(f"  {label:58}{number['mean']:>9.4g}{error}")
+                if "reason" in number:
+                    print(f"    {number['reason']}")
         if name == "avb":
             print("  (KL and ELBO take T's word for the KL: estimates that bound nothing. The first line does not use T.)")
     print(f"\nNumbers in {folder / 'results.json'}, pictures in {folder / 'figures'}")
@@ -63,24 +65,21 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
     for seed in range(config.num_seeds):
         state = jax.tree.map(lambda a, s=seed: a[s], states)
         key = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed)
-        numbers = {}
+        numbers, of_examples = {}, {}
         if method.PLAYERS.decoder == "likelihood":
             estimate = importance.log_likelihood(
                 key, state, digits.test[: options.importance_images], model=model, binarize=digits.binarize,
                 samples=options.importance_samples,
             )  # fmt: skip
-            numbers |= {
-                "log_likelihood": estimate.log_likelihood.mean(),
-                "effective_sample_size": estimate.effective_sample_size.mean(),
-            }
+            of_examples |= {
+                "log_likelihood": estimate.log_likelihood, "effective_sample_size": estimate.effective_sample_size,
+            }  # fmt: skip
         if hasattr(method, "elbo_terms"):
             terms = elbo_terms(
                 key, state, digits.test, method=method, model=model, binarize=digits.binarize, draws=options.draws,
                 chunk=options.chunk,
             )  # fmt: skip
-            numbers |= {
-                "elbo": terms.elbo.mean(), "reconstruction_error": terms.reconstruction.mean(), "kl": terms.kl.mean(),
-            }  # fmt: skip
+            of_examples |= {"elbo": terms.elbo, "reconstruction_error": terms.reconstruction, "kl": terms.kl}
         if method.PLAYERS.encoder:
             codes = moments.posterior_draws(
                 key, state, digits.test, model=model, binarize=digits.binarize, draws=1, chunk=options.chunk, name="codes"
@@ -92,8 +91,9 @@ def evaluate(method, model: Model, states: State, digits: Dataset, config: ml_co
         drawn, test = quality.samples(key, method, model, state, count), quality.pixels(digits.test[:count])
         flat = (images.reshape(count, -1).astype(np.float32) for images in (drawn, test))
         numbers["sliced_wasserstein"] = 1000.0 * sliced_wasserstein(*flat)
-        per_seed.append(numbers)
-    return {quantity: workdir.summary([float(seed[quantity]) for seed in per_seed]) for quantity in per_seed[0]}
+        means = {quantity: workdir.mean(values) for quantity, values in of_examples.items()}
+        per_seed.append(means | {quantity: (number, "") for quantity, number in numbers.items()})
+    return {quantity: workdir.summary(*zip(*[seed[quantity] for seed in per_seed], strict=True)) for quantity in per_seed[0]}
 
 
 if __name__ == "__main__":

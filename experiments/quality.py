@@ -38,4 +38,4 @@ def reconstruction_rmse(
 
 def pixels(images: np.ndarray) -> np.ndarray:
     """Stored images as pixels in [0, 1], not binarised."""
-    return np.asarray(data.to_pixels(jax.random.key(0), np.asarray(images), "none"))
+    return np.asarray(data.to_pixels(stream(jax.random.key(0), "pixels"), np.asarray(images), "none"))

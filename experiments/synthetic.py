@@ -59,10 +59,12 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
         per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
-        results[name] = {q: workdir.summary([values[q] for values in per_seed]) for q in per_seed[0]}
+        results[name] = {
+            quantity: workdir.summary(*zip(*[seed[quantity] for seed in per_seed], strict=True)) for quantity in per_seed[0]
+        }
         if method.PLAYERS.encoder:
             likelihood = per_seed[0].get("log_likelihood")
-            title = name.upper() + ("" if likelihood is None else f", log-likelihood {likelihood:.3f}")
+            title = name.upper() + ("" if likelihood is None else f", log-likelihood {likelihood[0]:.3f}")
             key = stream(jax.random.key(config.seed), "figure")
             codes[title] = posterior_draws(key, model, seeds[0], points, CODES)
     workdir.write_results(folder, results)
@@ -77,30 +79,30 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
 
 def evaluate(
     method, model: Model, state: State, points: Dataset, config: ml_collections.ConfigDict, seed: int
-) -> dict[str, float]:
-    """The quantities of `ROWS` that the method has, for one run, in nats unless said otherwise."""
+) -> dict[str, tuple[float, str]]:
+    """The quantities of `ROWS` that the method has, for one run, in nats unless said otherwise, and why one is not finite."""
     total = config.evaluation.samples
     count = total // len(points.train)  # per point
-    key, numbers = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed), {}
+    key = jax.random.fold_in(stream(jax.random.key(config.seed), "evaluation"), seed)
+    numbers, of_points = {}, {}
     if method.PLAYERS.decoder == "likelihood":
         on_grid = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
-        numbers["log_likelihood"] = float(on_grid.log_likelihood.mean())
+        of_points["log_likelihood"] = on_grid.log_likelihood
     if hasattr(method, "elbo_terms"):
         terms = elbo_terms(
             key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize
         )
-        reconstruction = float(terms.reconstruction.mean())
-        numbers |= {
-            "reconstruction_error": reconstruction, "elbo": float(terms.elbo.mean()),
-            "reconstruction_error_per_pixel": reconstruction / math.prod(points.x_shape),
+        of_points |= {
+            "reconstruction_error": terms.reconstruction, "elbo": terms.elbo,
+            "reconstruction_error_per_pixel": terms.reconstruction / math.prod(points.x_shape),
         }  # fmt: skip
     if method.PLAYERS.encoder:
         z = posterior_draws(stream(key, "codes"), model, state, points, count)
         prior = np.asarray(model.prior.sample(stream(key, "prior"), (count * len(points.train),)))
         numbers["kl_aggregated_posterior"] = knn.kl_divergence(z.reshape(-1, config.latent_dim), prior)
-        if "elbo" in numbers:
-            kl_per_point = [knn.kl_divergence(draws, prior) for draws in z]  # does not use T
-            numbers["elbo_knn"] = -reconstruction - float(np.mean(kl_per_point))
+        if "elbo" in of_points:
+            kl_per_point = np.array([knn.kl_divergence(draws, prior) for draws in z])  # does not use T
+            of_points["elbo_knn"] = -terms.reconstruction - kl_per_point
         posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
         if posterior.gaussian:
             kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)  # q(z) is a mixture of Gaussians
@@ -111,7 +113,8 @@ def evaluate(
     repeated = np.repeat(pixels(points), -(-len(drawn) // len(points.train)), axis=0)
     flat = (np.asarray(images, np.float32).reshape(len(images), -1) for images in (drawn, repeated))
     numbers["sliced_wasserstein"] = 1000.0 * sliced_wasserstein(*flat)
-    return numbers
+    means = {quantity: workdir.mean(values) for quantity, values in of_points.items()}
+    return means | {quantity: (number, "") for quantity, number in numbers.items()}
 
 
 def posterior_draws(key: Array, model: Model, state: State, points: Dataset, count: int) -> np.ndarray:
@@ -145,6 +148,9 @@ def table(results: dict[str, dict[str, dict]], num_seeds: int, paper: list[str])
             line += f"{number['mean']:>10.4f}{error:10}" if number else " " * 20
             line += f"{published:>9.3f}" if published is not None else " " * 9
         lines.append(line.rstrip())
+    for name, quantities in results.items():
+        reasons = {ROWS[quantity].strip(): number["reason"] for quantity, number in quantities.items() if "reason" in number}
+        lines += [f"{name.upper()}, {label}: {reason}" for label, reason in reasons.items()]
     if "avb" in results:
         lines.append("AVB's ELBO takes its KL from T and is an estimate; the k-NN one does not use T.")
     return "\n".join(lines)

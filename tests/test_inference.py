@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from avb_jax import UserError, inference
+from avb_jax.loop import initial_state
+from avb_jax.networks.encoders import STANDARD_DRAWS
 
 KEY = jax.random.key(11)
 
@@ -57,6 +60,73 @@ def test_its_adversary_is_the_log_ratio_to_the_contrast(gaussian_fit):
     assert abs(t.mean() - gaussian_fit.diagnostics.kl_contrast) < 0.05
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """A fit without training, of a sampler and a T that were moved by hand, and what its training was called with."""
+    called = {}
+
+    def train(method, model, optimizers, dataset, **options):
+        state = initial_state(method, model, optimizers, dataset, options["seed"], 1)
+        moved = {"mean": jnp.array([[0.05, -0.1]]), "log_std": jnp.array([[-0.05, 0.03]])}  # times the sampler's speed of 10
+        t = jax.tree.map(lambda a: a - 1 if a.shape == (1, 1) else 1.5 * a, state.average.adversary)  # by its last bias
+        average = state.average._replace(encoder={**state.average.encoder, **moved}, adversary=t)
+        called.update(options, model=model, optimizers=optimizers, dataset=dataset)
+        return state._replace(average=average)
+
+    options = {"steps": 3, "batch_size": 7, "seed": 5, "noise_dim": 3, "adversary_steps": 2, "gaussian_share": 0.3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "train", train)
+        fit = inference.fit(gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, clip=5.0, widths=(16,), **options)
+    return fit, called
+
+
+def test_what_a_fit_tells_follows_from_its_draws(untrained):
+    """The bound, its error, what T says of itself, and r: by NumPy from draws, T and r as the caller has them."""
+    fit, _ = untrained
+    z = np.float64(fit.sample(KEY, 50_000))
+    mean, std = (np.float64(moment) for moment in fit.contrast)
+    error = 1 / np.sqrt(STANDARD_DRAWS)  # of r's moments, in standard deviations
+    assert (abs(mean - z.mean(axis=0)) < 4 * error * std).all()
+    np.testing.assert_allclose(std, z.std(axis=0), rtol=4 * error)
+    assert abs(mean[1] + 1) < 0.3
+    assert std[1] > 1.5 * std[0]
+    r = mean + std * np.random.default_rng(0).standard_normal(z.shape)
+    t, t_of_r = (np.float64(fit.adversary(jnp.asarray(draws, jnp.float32))) for draws in (z, r))
+    assert 0.2 < (t > 0).mean() < 0.8  # or else little depends on it
+    d = z - [0.3, -0.2]
+    log_density = 1.5 + stats.multivariate_normal.logpdf(d, cov=[[1.0, 0.9], [0.9, 1.2]])
+    bound = log_density - t - stats.norm.logpdf(z, mean, std).sum(axis=1)
+    np.testing.assert_allclose(fit.bound_error, bound.std() / np.sqrt(inference.PAIRS), rtol=0.1)
+    assert abs(fit.bound - bound.mean()) < 4 * np.hypot(fit.bound_error, bound.std() / np.sqrt(len(z)))
+    loss = np.logaddexp(0, -t) + np.logaddexp(0, t_of_r)
+    accuracy = np.mean([t > 0, t_of_r < 0], axis=0)
+    told = fit.diagnostics
+    for value, own in ((told.adversary_loss, loss), (told.adversary_accuracy, accuracy), (told.kl_contrast, t)):
+        assert abs(value - own.mean()) < 4 * own.std() * np.sqrt(1 / inference.PAIRS + 1 / len(z))
+
+
+def test_how_a_fit_trains(untrained):
+    """The model, and optimisers that fall to 0 along a cosine over all updates of each player, with clipped gradients."""
+    called = untrained[1]
+    model = called["model"]
+    assert (model.noise_dim, model.adversary_steps, model.contrast, model.prior.dim) == (2 * 2 + 3, 2, "adaptive", 2)
+    assert (model.networks.encoder.gaussian_share, model.networks.encoder.widths) == (0.3, (16,))
+    assert (called["steps"], called["batch_size"], called["seed"]) == (3, 7, 5)
+    assert called["dataset"].train.shape == (7, 2)
+    for player, rate, updates in (("encoder", 0.02, 3), ("adversary", 0.04, 6)):
+        adam = getattr(called["optimizers"], player)
+        state, taken = adam.init(jnp.zeros(())), []
+        for _ in range(updates + 1):
+            step, state = adam.update(jnp.ones(()), state)
+            taken.append(float(step))
+        expected = -0.5 * rate * (1 + np.cos(np.pi * np.arange(updates + 1) / updates))
+        np.testing.assert_allclose(taken, expected, rtol=1e-3, atol=1e-8)
+        state = adam.update(jnp.ones(()), adam.init(jnp.zeros(())))[1]
+        step = float(adam.update(jnp.asarray(100.0), state)[0])  # of which 5 are left; b1 = 0.5, b2 = 0.999
+        first, second = (0.5 * 0.5 + 0.5 * 5) / 0.75, (0.999 * 0.001 + 0.001 * 25) / (1 - 0.999**2)
+        np.testing.assert_allclose(step, expected[1] * first / np.sqrt(second), rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_torus_is_fitted():
     """All the way round, as thick as it should be, and the bound its integral's logarithm. One to two minutes."""
@@ -94,8 +164,9 @@ def test_a_rosenbrock_density_is_fitted():
     assert -0.1 < fit.bound < 0.05
 
 
-def test_numpyro_models_come_back_in_their_own_space():
-    """Conjugate normal mean with a positive scale held by a deterministic site; both spaces agree."""
+@pytest.fixture
+def conjugate():
+    """A NumPyro model of data y and their scale: a conjugate normal mean, and a rate > 0 of which the data say nothing."""
     numpyro = pytest.importorskip("numpyro")
     dist = numpyro.distributions
 
@@ -105,8 +176,38 @@ def test_numpyro_models_come_back_in_their_own_space():
         numpyro.deterministic("double", 2 * rate)
         numpyro.sample("y", dist.Normal(mean, scale), obs=y)
 
-    y = jnp.array([0.2, 0.4, 0.6])
-    fit = inference.fit_numpyro(model, y, model_kwargs={"scale": 2.0}, steps=1500, sampler_rate=2e-3, quiet=True)
+    return model
+
+
+Y = np.array([0.2, 0.4, 0.6])
+
+
+def test_the_density_of_a_numpyro_model(conjugate, monkeypatch):
+    """Where `fit` sees it: log p(y, mean, rate) + log rate, the Jacobian of rate = exp(u); nothing is left out or added."""
+    called, z = {}, np.random.default_rng(0).standard_normal((50, 2))
+
+    def fit(log_density, dim, **options):
+        called.update(options, dim=dim, values=jax.vmap(log_density)(jnp.asarray(z, jnp.float32)))
+        return inference.Fit(None, lambda key, count: jnp.asarray(z[:count]), *[None] * 7)
+
+    monkeypatch.setattr(inference, "fit", fit)
+    fitted = inference.fit_numpyro(conjugate, jnp.asarray(Y), model_kwargs={"scale": 2.0}, seed=3, steps=9)
+    draws = fitted.sample(KEY, 40)
+    assert (called["dim"], called["seed"], called["steps"]) == (2, 3, 9)
+    mean, rate = z[:, 0], np.exp(z[:, 1])
+    expected = stats.norm.logpdf(mean, 0, 2) + stats.gamma.logpdf(rate, 3) + z[:, 1]
+    expected += stats.norm.logpdf(Y, mean[:, None], 2).sum(axis=1)
+    np.testing.assert_allclose(called["values"], expected, rtol=1e-5)
+    for name, values in (("mean", mean), ("rate", rate), ("double", 2 * rate)):
+        np.testing.assert_allclose(draws[name], values[:40], rtol=1e-5)
+
+
+def test_numpyro_models_come_back_in_their_own_space(conjugate):
+    """The posterior's moments, and the evidence, of y ~ N(0, 4 I + 4 1 1')."""
+    fit = inference.fit_numpyro(
+        conjugate, jnp.asarray(Y), model_kwargs={"scale": 2.0}, steps=1500, sampler_rate=2e-3, quiet=True
+    )
+    assert abs(fit.bound - stats.multivariate_normal.logpdf(Y, cov=4 * np.eye(3) + 4)) < 0.02
     draws = fit.sample(KEY, 20_000)
     assert set(draws) == {"mean", "rate", "double"}
     assert draws["mean"].shape == (20_000,)
