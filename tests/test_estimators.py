@@ -135,7 +135,7 @@ def test_bounds_of_simulated_data(found):
         np.testing.assert_allclose(number.examples_error, 1 / np.sqrt(COUNT), rtol=0.4)  # log p(x) is chi^2_2 / 2: variance 1
     np.testing.assert_allclose(width.mean, upper.mean - lower.mean, rtol=1e-3)
     np.testing.assert_allclose(width.estimator_error, np.hypot(lower.estimator_error, upper.estimator_error), rtol=1e-5)
-    assert 0 < width.mean < 0.5
+    assert -4 * width.estimator_error < width.mean < 0.5
 
 
 def test_moments(found):
@@ -186,7 +186,8 @@ def test_optimality(tmp_path, monkeypatch, after):
     monkeypatch.setattr(estimators, "fit", fit)
     subject = game(tmp_path, seed=7)
     numbers, x = estimators.evaluate_optimality(subject), np.float64(subject.dataset.test[:COUNT])
-    assert (told["steps"], told["batch_size"], told["seed"]) == (5, 20, 8)
+    assert (told["steps"], told["batch_size"]) == (5, 20)
+    assert told["seed"] not in (subject.options.seed, subject.options.seed + 1)  # whose streams a training may have used
     assert told["step"] == pytest.approx(-0.03, rel=1e-4)
     assert told["dataset"] is subject.dataset
     assert told["state"].params.adversary["offset"] == 0
