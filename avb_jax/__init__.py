@@ -1,6 +1,6 @@
 """Adversarial Variational Bayes in JAX and Flax (Mescheder, Nowozin & Geiger 2017)."""
 
-from avb_jax import data, distributions, methods, networks, objectives, parallel
+from avb_jax import data, distributions, methods, networks, objectives, parallel, releases
 from avb_jax.distributions import Bernoulli, Deterministic, Gaussian, StandardNormal
 from avb_jax.loop import Interrupted, fit
 from avb_jax.players import Model
@@ -11,3 +11,5 @@ __all__ = [
     "Posterior", "StandardNormal", "State", "Terms", "UserError", "data", "distributions", "fit", "methods", "networks",
     "objectives", "parallel",
 ]  # fmt: skip
+
+releases.warn()

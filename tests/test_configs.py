@@ -217,8 +217,8 @@ def test_each_posterior_is_built():
 
 # The order of the design: a module imports only from those before it.
 ORDER = [
-    "types", "streams", "distributions", "divergences", "players", "contrast", "objectives", "methods", "networks", "data",
-    "parallel", "evaluation", "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation", "inference",
+    "releases", "types", "streams", "distributions", "divergences", "players", "contrast", "objectives", "methods", "networks",
+    "data", "parallel", "evaluation", "checkpoints", "metrics", "plotting", "workdir", "loop", "estimation", "inference",
 ]  # fmt: skip
 
 
