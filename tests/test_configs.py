@@ -188,6 +188,24 @@ def test_numbers_are_checked():
             build.model(config, "avb", (8, 8)), build.optimizers(config)
 
 
+def test_each_player_s_rate_falls_over_its_own_updates():
+    """Of Adam under a gradient that stays as it is, an update is the rate; its moments are those of the clipped gradient."""
+    rates = {"encoder": 1e-3, "decoder": 2e-3, "adversary": 3e-3}
+    fields = {f"optimizer.{player}_rate": rate for player, rate in rates.items()}
+    fields |= {"optimizer.clip": 1.0, "optimizer.b1": 0.5, "optimizer.b2": 0.9, "optimizer.schedule": "cosine"}
+    optimizers = build.optimizers(small("synthetic", **fields, steps=4, adversary_steps=3))
+    for player, rate in rates.items():
+        optimizer, params, gradient = getattr(optimizers, player), jnp.zeros(4), jnp.full(4, -10.0)
+        state, count, moved = optimizer.init(params), 12 if player == "adversary" else 4, []
+        for _ in range(count + 1):
+            update, state = optimizer.update(gradient, state, params)
+            moved.append(float(update[0]))
+            if len(moved) == 1:
+                (adam,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "nu")) if hasattr(s, "nu"))
+                np.testing.assert_allclose((adam.mu[0], adam.nu[0]), (-0.5 * 0.5, 0.1 * 0.25), rtol=1e-5)
+        np.testing.assert_allclose(moved, 0.5 * rate * (1 + np.cos(np.pi * np.arange(count + 1) / count)), rtol=1e-3, atol=1e-9)
+
+
 def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
     moved = {}
     for rate in (1.0, 0.25):

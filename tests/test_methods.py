@@ -67,23 +67,6 @@ def test_shapes(method, conv, images, sgd):
         chex.assert_shape(functions.elbo_terms(key, after, images, model=model).elbo, (8,))
 
 
-@pytest.mark.parametrize("method", ADVERSARIAL)
-def test_players_are_untouched_by_the_others_losses(method, images, sgd):
-    """With its own rate at zero a player stays as it is, whatever the others' losses; so does T in the others' updates."""
-    functions, model = METHODS[method], small_model(method)
-    start = functions.init(jax.random.key(0), model, sgd, images)
-    start, _ = functions.train_step(jax.random.key(1), start, images, model=model, optimizers=Players(*[optax.sgd(0.1)] * 3))
-    after, _ = functions.train_step(jax.random.key(2), start, images, model=model, optimizers=sgd)
-    for name, kind in functions.PLAYERS._asdict().items():
-        if kind is None:
-            continue
-        frozen = sgd._replace(**{name: optax.sgd(0.0)})
-        still, _ = functions.train_step(jax.random.key(2), start, images, model=model, optimizers=frozen)
-        for other in Players._fields:
-            expected = start if other == name else after
-            chex.assert_trees_all_close(getattr(still.params, other), getattr(expected.params, other), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_holds_all_of_it(method, images, tmp_path):
     """A run that is taken up again is the run that was not interrupted."""

@@ -161,37 +161,6 @@ def test_moments_alone_are_no_density(images, sgd):
             step(method, Telling(True, with_moments=False))
 
 
-def test_each_player_s_update_is_algorithm_1_s(images, sgd):
-    """With plain SGD at rate 1, one step subtracts the gradients of lines 6 to 8, written out here."""
-    model = small_model("avb")
-    state = avb.init(jax.random.key(0), model, sgd, images)
-    key = jax.random.key(3)
-    after, _ = avb.train_step(key, state, images, model=model, optimizers=sgd)
-    draws, networks = players.draw(key, model, images), model.networks
-    theta, phi, psi = state.params.decoder, state.params.encoder, state.params.adversary
-
-    def z_of(phi):
-        return networks.encoder.apply({"params": phi}, images, draws.noise[0])
-
-    def log_p(theta, z):
-        logits = networks.decoder.apply({"params": theta}, z)[..., 0]
-        per_pixel = images * jax.nn.log_sigmoid(logits) + (1 - images) * jax.nn.log_sigmoid(-logits)
-        return per_pixel.sum(axis=(1, 2))
-
-    def t_of(psi, z):
-        return networks.adversary.apply({"params": psi}, images, z)
-
-    z = z_of(phi)
-    g_theta = jax.grad(lambda theta: jnp.mean(log_p(theta, z)))(theta)
-    g_phi = jax.grad(lambda phi: jnp.mean(-t_of(psi, z_of(phi)) + log_p(theta, z_of(phi))))(phi)
-    g_psi = jax.grad(
-        lambda psi: jnp.mean(jnp.log(jax.nn.sigmoid(t_of(psi, z))) + jnp.log(1 - jax.nn.sigmoid(t_of(psi, draws.z_prior[0]))))
-    )(psi)
-    expected = Players(phi, theta, psi)
-    expected = jax.tree.map(lambda p, g: p + g, expected, Players(g_phi, g_theta, g_psi))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after.params, expected)
-
-
 def test_no_loss_leaks_into_another_player(images, sgd):
     model = small_model("avb")
     state = avb.init(jax.random.key(0), model, sgd, images)

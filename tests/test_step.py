@@ -35,7 +35,7 @@ CASES = {
     "vae": ("vae", {"beta": 0.7, "beta_warmup": 10, "noise_draws": 2}),
     "vae: batch norm": ("vae", {"batch_norm": True}),
     "vae: log q": ("vae", {"encoder": FLOW, "noise_draws": 2}),
-    "aae": ("aae", {"adversary_steps": 2, "noise_draws": 2}),
+    "aae: a T that could see x": ("aae", {"adversary_steps": 2, "noise_draws": 2, "batch_norm": True}),
     "bigan": ("bigan", {"adversary_steps": 2, "noise_draws": 2}),
     "bigan: hellinger, batch norm": ("bigan", {"divergence": "hellinger", "batch_norm": True}),
     "gan": ("gan", {"adversary_steps": 2, "divergence": "pearson"}),
