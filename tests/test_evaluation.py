@@ -215,6 +215,13 @@ def test_knn_refuses_what_has_no_density():
     rng = np.random.default_rng(2)
     with pytest.raises(Diverged, match="occurs more than 3 times"):
         knn.kl_divergence(np.zeros((50, 2)), rng.standard_normal((50, 2)), k=3)
+    shared = rng.standard_normal((50, 2))
+    for k in (1, 3):
+        with pytest.raises(UserError, match="a, b: 20 samples of a are in b"):
+            knn.kl_divergence(shared, np.concatenate([rng.standard_normal((40, 2)), shared[:20]]), k=k)
+    for a, b, name in ((np.where(shared > 2, np.inf, shared), shared + 0.1, "a"), (shared, np.full((50, 2), np.nan), "b")):
+        with pytest.raises(Diverged, match=f"{name}: .* of 50 samples are not finite"):
+            knn.kl_divergence(a, b)
     with pytest.raises(UserError, match="k=10: needs more than k samples"):
         knn.kl_divergence(np.zeros((5, 2)), np.zeros((50, 2)))
     with pytest.raises(UserError, match="shapes"):

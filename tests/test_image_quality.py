@@ -43,6 +43,50 @@ def test_the_pyramid_adds_up_to_the_image():
     np.testing.assert_allclose(flat[-1], 0.3, atol=1e-6)
 
 
+def test_the_pyramid_is_karras_et_al_s():
+    """The pyramid of their section 5, in plain 2-D convolutions with the border reflected."""
+
+    def blurred(image, gain):
+        window = gain * np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+        padded = np.pad(image, 2, mode="reflect")
+        return sum(
+            window[i, j] * padded[i : i + image.shape[0], j : j + image.shape[1]] for i in range(5) for j in range(5)
+        )
+
+    def doubled(image):
+        spread = np.zeros((2 * image.shape[0], 2 * image.shape[1]))
+        spread[::2, ::2] = image
+        return blurred(spread, 4.0)
+
+    images = RNG.random((2, 64, 64, 2))
+    for n in range(2):
+        for channel in range(2):
+            fine = images[n, :, :, channel]
+            middle = blurred(fine, 1.0)[::2, ::2]
+            coarse = blurred(middle, 1.0)[::2, ::2]
+            expected = fine - doubled(middle), middle - doubled(coarse), coarse
+            for level, by_hand in zip(image_quality._laplacian_pyramid(np.float32(images)), expected, strict=True):
+                np.testing.assert_allclose(level[n, :, :, channel], by_hand, atol=1e-5)
+
+
+def test_descriptors_are_patches_standardised_by_channel():
+    """7x7 pixels of its own image each, less the channel's mean over all patches and divided by its deviation.
+
+    Pixel values number the pixels, so that a patch shows where it was taken.
+    """
+    numbers = np.arange(3 * 16 * 20).reshape(3, 16, 20, 1)
+    images = (numbers * np.array([0.1, 3.0, 40.0]) + np.array([0.0, 5.0, -2.0])).astype(np.float32)
+    found = image_quality._descriptors(images, np.random.default_rng(3)).reshape(3, image_quality.PATCHES, 7, 7, 3)
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(found.std(axis=(0, 1, 2, 3)), 1, rtol=1e-3)
+    step = found[0, 0, 0, 1, 0] - found[0, 0, 0, 0, 0]
+    patches = np.round((found - found.min()) / step).astype(int)  # the first pixel that was taken is 0
+    np.testing.assert_array_equal(patches - patches[:, :, :1, :1], np.broadcast_to(numbers[0, :7, :7], found.shape))
+    image, row, column = np.unravel_index(patches[:, :, 0, 0, 0], (3, 16, 20))
+    assert (image == np.arange(3)[:, None]).all()
+    assert (row.min(), row.max(), column.min(), column.max()) == (0, 9, 0, 13)  # all places, the last ones too
+
+
 def test_pyramid_distances_tell_fine_from_coarse():
     """Noise harms the fine levels, a change of layout the coarse ones; a second draw of the same law neither."""
     images, same = drawn(300, 0), drawn(300, 1)
@@ -54,6 +98,12 @@ def test_pyramid_distances_tell_fine_from_coarse():
     upside_down = pyramid_distances(same[:, ::-1], images)
     assert upside_down[16] > 1.5 * floor[16]
     assert pyramid_distances(RNG.random((20, 28, 28)), RNG.random((20, 28, 28))).keys() == {28}
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8), (2, 8, 2, 3), (2, 3, 3)])
+def test_ms_ssim_refuses_images_of_a_few_pixels(shape):
+    with pytest.raises(UserError, match="MS-SSIM needs 4x4 pixels at least"):
+        ms_ssim(np.zeros(shape), np.zeros(shape))
 
 
 def test_ms_ssim():

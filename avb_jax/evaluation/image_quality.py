@@ -35,6 +35,10 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = PROJECTI
 def pyramid_distances(samples: np.ndarray, images: np.ndarray, seed: int = 0) -> dict[int, float]:
     """Sliced Wasserstein distance times 1,000 of 7x7 patches, per level of a Laplacian pyramid (Karras et al. 2018, section 5).
 
+    The formulas are theirs, with 64 patches of an image where they take 128. Of equal distributions the distance is not 0 but
+    falls with the number of patches, so that numbers of other counts of images or patches cannot be compared: between two
+    sets of 60 photographs it was 33.3, 33.8 and 55.3 (64, 32, 16 pixels), and 24.6, 26.3 and 52.7 with 128 patches.
+
     Args:
       samples: [n, H, W, ...].
       images: [m, H, W, ...].
@@ -56,8 +60,13 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Averaged over pairs of samples it falls with their variety (Odena et al. 2017). Scales that an image is too small for, of
     less than 4 pixels, are left out, and the weights of the others scaled to sum to 1.
+
+    Raises:
+      UserError: images of unequal sizes, or smaller than 4 pixels.
     """
     _check(a, b)
+    if min(np.shape(a)[1:3]) < 4:
+        raise UserError(f"images of shape {np.shape(a)}: MS-SSIM needs 4x4 pixels at least")
     a, b = _with_channels(a).astype(np.float64), _with_channels(b).astype(np.float64)
     scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(min(a.shape[1:3]) / 4)))
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])

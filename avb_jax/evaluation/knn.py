@@ -15,17 +15,23 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     and with the distance of q from p; `python -m benchmarks.knn` tabulates it.
 
     Raises:
-      UserError: too few samples for k, or unequal dimensions; `Diverged`: samples that coincide k + 1 times.
+      UserError: too few samples for k, unequal dimensions, or samples of q that are among those of p; `Diverged`: samples
+        that are not finite, or coincide k + 1 times.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise UserError(f"a, b: shapes {a.shape} and {b.shape}; give samples [n, d] and [m, d]")
     if not 1 <= k < min(len(a), len(b) + 1):
         raise UserError(f"k={k}: needs more than k samples from q (got {len(a)}) and at least k from p (got {len(b)})")
+    for name, samples in (("a", a), ("b", b)):
+        if not np.isfinite(samples).all():
+            raise Diverged(f"{name}: {np.sum(~np.isfinite(samples).all(axis=1))} of {len(samples)} samples are not finite")
     rho = cKDTree(a).query(a, k=[k + 1], workers=-1)[0][:, 0]
-    nu = cKDTree(b).query(a, k=[k], workers=-1)[0][:, 0]
+    nearest, nu = cKDTree(b).query(a, k=[1, k], workers=-1)[0].T
     if not rho.all():
         raise Diverged(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
+    if not nearest.all():
+        raise UserError(f"a, b: {np.sum(nearest == 0)} samples of a are in b; draw the two independently of each other")
     return float(a.shape[1] * np.mean(np.log(nu / rho)) + np.log(len(b) / (len(a) - 1)))
 
 
