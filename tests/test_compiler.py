@@ -1,8 +1,8 @@
 """What the compiler makes of the library's expressions, against the same uncompiled and in 64 bits.
 
 A release of jaxlib may compute wrong numbers without a word (`avb_jax.releases`), and for some sizes only: for rows past a
-power of two, say. The tests' own interpreter compiles without optimisation (`conftest`), which hides that. So another one
-compares everything as a user has it compiled; `python -m tests.test_compiler` prints what differs.
+power of two, say. The tests' own interpreter compiles without optimisation and for four devices (`conftest`), which is not what
+users run. So another one compares everything as they have it compiled; `python -m tests.test_compiler` prints what differs.
 """
 
 import os
