@@ -103,6 +103,8 @@ def test_what_a_fit_tells_follows_from_its_draws(untrained):
     told = fit.diagnostics
     for value, own in ((told.adversary_loss, loss), (told.adversary_accuracy, accuracy), (told.kl_contrast, t)):
         assert abs(value - own.mean()) < 4 * own.std() * np.sqrt(1 / inference.PAIRS + 1 / len(z))
+    far = fit.adversary(jnp.asarray(mean + std * np.outer([100, 200, 300], [1.0, 0.5]), jnp.float32))
+    np.testing.assert_allclose(far[0] - 2 * far[1] + far[2], 100**2 * 1.25, rtol=0.01)  # T + log r, its square part, is linear
 
 
 def test_how_a_fit_trains(untrained):
