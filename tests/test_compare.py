@@ -75,7 +75,7 @@ def test_one_table_of_several_methods(tmp_path, capsys):
 
 
 def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
-    """Nothing trains: what is asked of each run; of the images that are kept those of the AIS column alone are paired."""
+    """Nothing trains: what is asked of each run, and that of all images kept those of the AIS column alone are paired."""
     configs, asked, rng = {}, [], np.random.default_rng(0)
     kept = {name: rng.standard_normal((3, 6)) for name in ("vae", "avb", "gan")}  # log p(x) of 6 images by 3 seeds
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from avb_jax import Players, StandardNormal, State, workdir
 from avb_jax.data import Dataset
-from avb_jax.evaluation import quadrature
+from avb_jax.evaluation import knn, quadrature
 from avb_jax.evaluation.elbo import ElboEstimate
 from avb_jax.evaluation.importance import ImportanceEstimate
 from avb_jax.methods import avb, vae
@@ -236,7 +236,31 @@ def test_a_vae_of_known_posterior(tmp_path):
         numbers["mutual_information"].examples_error, kl[:COUNT].std(ddof=1) / np.sqrt(COUNT), rtol=1e-4
     )
     assert abs(numbers["kl_knn"].mean - kl[:COUNT].mean()) < 0.02
+    blocks = sorted((tmp_path / "evaluation" / "vae-0" / "posterior").glob("*.npz"))
+    by_draws = [knn.kl_to_standard_normal(z) for block in blocks for z in np.load(block)["z"]]
+    assert numbers["kl_knn"].mean == pytest.approx(np.mean(by_draws))
     assert not subject.notes
+
+
+def test_the_runs_that_are_evaluated(tmp_path, monkeypatch, capsys):
+    """Each seed with its own state, the methods and as many seeds as are named; a run that is not finished is said to be so."""
+    config = synthetic_config.get_config()
+    config.num_seeds, config.steps = 3, 50
+    workdir.claim(tmp_path, config.to_dict())
+    states = State(jnp.full(3, 40), jnp.arange(3), None, None, None)
+    restored = []
+    monkeypatch.setattr(evaluate, "initial_state", lambda *arguments: arguments[-2:])
+    monkeypatch.setattr(evaluate, "_restore", lambda folder, name, like: restored.append((name, like)) or states)
+    options = evaluate_config.get_config()
+    loaded = evaluate.load(options, tmp_path, notes := [])
+    assert restored == [("avb", (0, 3)), ("vae", (0, 3))]
+    for name, subjects in loaded.items():
+        assert [(s.name, s.seed, int(s.state.params)) for s in subjects] == [(name, 0, 0), (name, 1, 1), (name, 2, 2)]
+        assert all(s.notes is notes and s.folder == tmp_path and s.config.steps == 50 for s in subjects)
+    assert "vae: 3 of 3 seeds at step 40, not finished: its config has 50" in capsys.readouterr().out
+    options.method, options.seeds = "vae", 2
+    ((name, subjects),) = evaluate.load(options, tmp_path, []).items()
+    assert (name, len(subjects), subjects[0].method) == ("vae", 2, vae)
 
 
 def test_randomness_is_of_the_seed_and_results_are_kept(tmp_path):
