@@ -66,7 +66,8 @@ def test_one_scale_for_all_pixels():
     z = jax.random.normal(jax.random.key(0), (3, 5))
     out, variables = decoder.init_with_output(jax.random.key(1), z)
     assert out.shape == (3, 4, 4, 2)
-    assert np.unique(out[..., 1]).size == 1
+    np.testing.assert_allclose(out[..., 1], 10.0 * variables["params"]["raw_scale"], rtol=1e-6)
+    np.testing.assert_allclose(out[..., 1], 1.0, rtol=1e-6)
     mean = networks.MLPDecoder((4, 4), 1, (8,)).apply({"params": variables["params"]["decoder"]}, z)
     np.testing.assert_array_equal(out[..., :1], mean)
 
@@ -112,6 +113,31 @@ def test_batch_normalisation_is_where_the_paper_has_it_and_can_be_turned_off():
     assert not statistics(networks.ConvNet(2, batch_norm=False), x, noise)
     assert not statistics(networks.ConvDecoder((8, 8), 1, 2), z)
     assert statistics(networks.ConvDecoder((8, 8), 1, 2, batch_norm=True), z)
+
+
+@pytest.mark.parametrize(
+    ("module", "second"),
+    [(networks.ConvNet(2, 3), 5), (networks.ConvDecoder((8, 8), 1, 2, 3, batch_norm=True), None),
+     (networks.ConvAdversary(2, 3, (4,)), 5), (networks.ResNetDecoder((8, 8), 1, 2, units=1, batch_norm=True), None)],
+)  # fmt: skip
+def test_batch_normalisation_trains_on_the_batch_and_evaluates_by_running_statistics(module, second):
+    """In training it reads none and moves them by a hundredth of the way; in evaluation it is they that count."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    inputs = [jnp.asarray(rng.random((4, 8, 8) if second else (4, 3)), jnp.float32)]
+    inputs += [jnp.asarray(rng.standard_normal((4, second)), jnp.float32)] if second else []
+    variables = module.init(key, *inputs)
+    if "t" in variables["params"]:  # T starts at 0
+        variables["params"]["t"]["kernel"] = jnp.ones_like(variables["params"]["t"]["kernel"])
+    broken = {**variables, "batch_stats": jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), variables["batch_stats"])}
+    trained, _ = module.apply(broken, *inputs, train=True, mutable=["batch_stats"])
+    assert np.isfinite(trained).all()
+    assert not np.isfinite(module.apply(broken, *inputs)).any()
+    _, moved = module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
+    zero = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    _, from_zero = module.apply({**variables, "batch_stats": zero}, *inputs, train=True, mutable=["batch_stats"])
+    kept = jax.tree.map(lambda a: 0.99 * a, variables["batch_stats"])
+    difference = jax.tree.map(lambda a, b: a - b, moved["batch_stats"], from_zero["batch_stats"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), difference, kept)
 
 
 def test_inner_product_adversary_treats_each_z_alike():

@@ -30,7 +30,8 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     nearest, nu = cKDTree(b).query(a, k=[1, k], workers=-1)[0].T
     if not rho.all():
         raise Diverged(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
-    if not nearest.all():
+    # In one dimension a few independent samples of 32 bits are equal, too.
+    if not nu.all() or np.mean(nearest == 0) > 0.1:
         raise UserError(f"a, b: {np.sum(nearest == 0)} samples of a are in b; draw the two independently of each other")
     return float(a.shape[1] * np.mean(np.log(nu / rho)) + np.log(len(b) / (len(a) - 1)))
 
