@@ -58,7 +58,8 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
         per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
-        results[name] = {q: workdir.summary([values[q] for values in per_seed]) for q in per_seed[0]}
+        shared = [q for q in per_seed[0] if all(q in values for values in per_seed)]
+        results[name] = {q: workdir.summary([values[q] for values in per_seed]) for q in shared}
         if method.PLAYERS.encoder:
             likelihood = per_seed[0].get("log_likelihood")
             title = name.upper() + ("" if likelihood is None else f", log-likelihood {likelihood:.3f}")
@@ -83,6 +84,8 @@ def evaluate(
     if method.PLAYERS.decoder == "likelihood":
         on_grid = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
         numbers["log_likelihood"] = float(on_grid.log_likelihood.mean())
+        for doubt in quadrature.doubts(on_grid):
+            print(f"seed {seed}: {ROWS['log_likelihood']}: {doubt}", flush=True)
     if hasattr(method, "elbo_terms"):
         terms = elbo_terms(
             key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize
@@ -101,8 +104,11 @@ def evaluate(
             numbers["elbo_knn"] = -reconstruction - float(np.mean(kl_per_point))
         posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
         if method.PLAYERS.encoder in ("gaussian", "density") and posterior.mean is not None and posterior.log_q is None:
-            kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)  # q(z) is a mixture of Gaussians
-            numbers["kl_aggregated_posterior_quadrature"] = float(kl)
+            try:  # q(z) is a mixture of Gaussians
+                kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
+                numbers["kl_aggregated_posterior_quadrature"] = kl
+            except UserError as error:
+                print(f"seed {seed}: {ROWS['kl_aggregated_posterior_quadrature']} is left out: {error}", flush=True)
         repeated = np.repeat(points.train, REPEATS, axis=0)
         numbers["reconstruction_rmse"] = quality.reconstruction_rmse(key, method, model, state, points, repeated)
     drawn = quality.samples(jax.random.fold_in(key, 2), method, model, state, min(total, SAMPLES))
