@@ -23,7 +23,6 @@ from avb_jax.types import PyTree, State
 
 DIVERGED = 0.1  # share of a chain's transitions from which on the chain is reported
 VERSION = 2  # of kept results: raised when an estimator gives other numbers for the same settings
-COARSE = 0.3  # share of one cell of the grid in p(x) from which on quadrature is reported
 
 
 class Number(NamedTuple):
@@ -99,7 +98,8 @@ class Subject(NamedTuple):
 
         abstract = [jax.ShapeDtypeStruct((block, *array.shape[1:]), array.dtype) for array in arrays]
         like = jax.eval_shape(split, self.key, self.state, jax.ShapeDtypeStruct((block,), np.int32), *abstract)
-        return by_blocks(f"{self.name} {what}", of, like, count, block, self.kept(what), self.settings(**settings), describe)
+        kept = self.kept(what), self.settings(**settings, fields=like._fields)  # a version that knows fewer left other files
+        return by_blocks(f"{self.name} {what}", of, like, count, block, *kept, describe)
 
 
 def evaluate_elbo(subject: Subject) -> dict[str, Number]:
@@ -216,9 +216,8 @@ def evaluate_quadrature(subject: Subject) -> dict[str, Number]:
         "quadrature", quadrature.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far,
         points=options.points or None,
     )  # fmt: skip
-    coarse = int(np.sum(result.largest_share > COARSE))
-    if coarse:
-        subject.note(f"quadrature: the posterior of {coarse} examples is too narrow for the grid; raise quadrature.points")
+    for doubt in quadrature.doubts(result):
+        subject.note(f"quadrature: {doubt}")
     return {"log_likelihood_quadrature": _mean(result.log_likelihood)}
 
 

@@ -59,8 +59,9 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         seeds = [jax.tree.map(lambda a, s=s: a[s], states) for s in range(config.num_seeds)]
         per_seed = [evaluate(method, model, state, points, config, seed) for seed, state in enumerate(seeds)]
+        shared = [quantity for quantity in per_seed[0] if all(quantity in numbers for numbers in per_seed)]
         results[name] = {
-            quantity: workdir.summary(*zip(*[seed[quantity] for seed in per_seed], strict=True)) for quantity in per_seed[0]
+            quantity: workdir.summary(*zip(*[seed[quantity] for seed in per_seed], strict=True)) for quantity in shared
         }
         if method.PLAYERS.encoder:
             likelihood = per_seed[0].get("log_likelihood")
@@ -88,6 +89,8 @@ def evaluate(
     if method.PLAYERS.decoder == "likelihood":
         on_grid = quadrature.log_likelihood(key, state, points.train, model=model, binarize=config.data.binarize)
         of_points["log_likelihood"] = on_grid.log_likelihood
+        for doubt in quadrature.doubts(on_grid):
+            print(f"seed {seed}: {ROWS['log_likelihood']}: {doubt}", flush=True)
     if hasattr(method, "elbo_terms"):
         terms = elbo_terms(
             key, state, points.train, method=method, model=model, draws=count, binarize=config.data.binarize
@@ -105,8 +108,11 @@ def evaluate(
             of_points["elbo_knn"] = -terms.reconstruction - kl_per_point
         posterior = _posterior(model, state, points, jnp.zeros((len(points.train), model.noise_dim)))
         if posterior.gaussian:
-            kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)  # q(z) is a mixture of Gaussians
-            numbers["kl_aggregated_posterior_quadrature"] = float(kl)
+            try:  # q(z) is a mixture of Gaussians
+                kl = quadrature.mixture_kl(posterior.mean, posterior.std, model.prior)
+                numbers["kl_aggregated_posterior_quadrature"] = kl
+            except UserError as error:
+                print(f"seed {seed}: {ROWS['kl_aggregated_posterior_quadrature']} is left out: {error}", flush=True)
         repeated = np.repeat(points.train, REPEATS, axis=0)
         numbers["reconstruction_rmse"] = quality.reconstruction_rmse(key, method, model, state, points, repeated)
     drawn = quality.samples(key, method, model, state, min(total, SAMPLES))
