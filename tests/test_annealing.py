@@ -239,7 +239,7 @@ def test_sandwich_of_a_model_in_closed_form():
 
 def estimates(function, **options):
     """What per-example estimators make of twelve images, dynamically binarised, by a small AVB model."""
-    model = small_model("avb", conv=True)
+    model = small_model("avb", batch_norm=True)
     images = jax.random.uniform(jax.random.key(7), (12, 6, 6))
     state = avb.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), images)
     return functools.partial(function, KEY, state, images, model=model, binarize="dynamic", **options)
@@ -268,7 +268,7 @@ def test_estimates_do_not_depend_on_chunk_or_devices(function, options):
 
 
 def test_the_sandwich_does_not_depend_on_chunk_or_devices():
-    model = small_model("avb", conv=True)
+    model = small_model("avb", batch_norm=True)
     state = avb.init(jax.random.key(0), model, Players(*[optax.identity()] * 3), jnp.zeros((2, 6, 6)))
     one = bdmc.sandwich(KEY, state, jnp.arange(8), model=model, **ANNEALED)
     split = lambda key, state, numbers: bdmc.sandwich(key, state, numbers, model=model, chunk=3, **ANNEALED)  # noqa: E731

@@ -130,9 +130,9 @@ class ObjectivesTest(chex.TestCase):
     """Losses and steps."""
 
     @chex.variants(**ALL)
-    @parameterized.product(conv=[False, True], method=["avb", "vae"])
-    def test_step(self, conv, method):
-        model, optimizers, state, x = setup(method, conv=conv, ema_decay=0.9)
+    @parameterized.product(batch_norm=[False, True], method=["avb", "vae"])
+    def test_step(self, batch_norm, method):
+        model, optimizers, state, x = setup(method, batch_norm=batch_norm, ema_decay=0.9)
         step = functools.partial(METHODS[method].train_step, jax.random.key(1), model=model, optimizers=optimizers)
         after, info = self.variant(step)(state, x)
         chex.assert_trees_all_equal_shapes_and_dtypes(jax.tree.map(jnp.asarray, after), state)

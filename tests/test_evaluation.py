@@ -12,6 +12,7 @@ from avb_jax.distributions import normal_log_prob
 from avb_jax.evaluation import importance, moments, optimality
 from avb_jax.evaluation.elbo import elbo_terms
 from avb_jax.methods import METHODS, avb
+from avb_jax.types import Variables
 from tests import gaussian, ppca
 from tests.conftest import small_model
 
@@ -46,7 +47,7 @@ def test_a_fresh_adversary_finds_what_is_missing(sgd):
     encoder = {**state.params.encoder, "c": jnp.full(2, -0.3)}
     adversary = {**state.params.adversary, "offset": jnp.ones(())}
     trained = state.params._replace(encoder=encoder, adversary=adversary)
-    state = state._replace(params=trained, average=trained, step=jnp.array(7))
+    state = state._replace(params=trained, average=Variables(trained, state.batch_stats), step=jnp.array(7))
 
     start = optimality.restart_adversary(jax.random.key(1), state, model, sgd, jnp.asarray(x))
     assert int(start.step) == 0
@@ -93,7 +94,7 @@ def test_importance_sampling_of_a_linear_gaussian_model():
 
 @pytest.mark.parametrize("method", [name for name, functions in METHODS.items() if hasattr(functions, "elbo_terms")])
 def test_elbo_does_not_depend_on_the_chunk(method, images, sgd):
-    model = small_model(method, conv=True)
+    model = small_model(method, batch_norm=True)
     state = METHODS[method].init(jax.random.key(0), model, sgd, images)
     arguments = {"method": METHODS[method], "model": model, "binarize": "dynamic", "draws": 2}
     one, two = (elbo_terms(jax.random.key(1), state, images, **arguments, chunk=chunk) for chunk in (3, 8))

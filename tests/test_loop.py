@@ -27,7 +27,7 @@ def dataset():
 def train(dataset, steps, workdir=None, model=None, **options):
     """Four-step blocks on one device."""
     options = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "mode": "jit", "quiet": True, **options}
-    return fit(avb, model or small_model("avb", conv=True), OPTIMIZERS, dataset, steps=steps, workdir=workdir, **options)
+    return fit(avb, model or small_model("avb", batch_norm=True), OPTIMIZERS, dataset, steps=steps, workdir=workdir, **options)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path):
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(datas
     explosive = Players(*[optax.adam(1e27)] * 3)
     with pytest.raises(UserError, match=r"avb: \w+ is not finite by step \d+ .*lower the learning rates"):
         fit(
-            avb, small_model("avb", conv=True), explosive, dataset, steps=20, batch_size=8, log_every=4, checkpoint_every=4,
+            avb, small_model("avb", batch_norm=True), explosive, dataset, steps=20, batch_size=8, log_every=4, checkpoint_every=4,
             mode="jit", quiet=True, workdir=tmp_path,
         )  # fmt: skip
     with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:

@@ -44,12 +44,13 @@ def assert_close(a, b):
 
 
 @pytest.mark.parametrize(
-    ("method", "conv", "count", "contrast"),
-    [("avb", True, 4, "none"), ("avb", True, 4, "adaptive"), *((method, False, 2, "none") for method in METHODS)],
+    ("method", "kind", "count", "contrast"),
+    [("avb", "conv", 4, "none"), ("avb", "batch_norm", 4, "adaptive"), *((method, "", 2, "none") for method in METHODS)],
 )
-def test_sharded_is_one_device(dataset, sgd, count, method, conv, contrast):
+def test_sharded_is_one_device(dataset, sgd, count, method, kind, contrast):
     """A whole step, batch statistics and randomness included."""
-    model = small_model(method, conv=conv, ema_decay=0.9, contrast=contrast, noise_draws=2)
+    options = {kind: True} if kind else {}
+    model = small_model(method, ema_decay=0.9, contrast=contrast, noise_draws=2, **options)
     _, one, info = one_block(dataset, model, sgd, "jit", 1, METHODS[method])
     _, many, info_many = one_block(dataset, model, sgd, "sharded", count, METHODS[method])
     assert_close(one, many)
@@ -75,10 +76,10 @@ def test_pmap_averages_the_devices_steps(dataset, sgd, method):
             np.testing.assert_allclose(value[0], np.mean([np.mean(getattr(i, field)) for _, i in alone]), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("conv", "contrast"), [(False, "none"), (True, "none"), (False, "adaptive")])
-def test_pmap_takes_the_full_batch_gradient(dataset, sgd, conv, contrast):
+@pytest.mark.parametrize(("batch_norm", "contrast"), [(False, "none"), (True, "none"), (True, "adaptive")])
+def test_pmap_takes_the_full_batch_gradient(dataset, sgd, batch_norm, contrast):
     """Each device draws noise of its own: the full batch is made of the devices' draws put together."""
-    count, model = 4, small_model("avb", conv=conv, contrast=contrast, noise_draws=2)
+    count, model = 4, small_model("avb", batch_norm=batch_norm, contrast=contrast, noise_draws=2)
     before, after, info = one_block(dataset, model, sgd, "pmap", count)
     before, after = (jax.tree.map(lambda a: a[0], tree) for tree in (before, after))
 
@@ -101,7 +102,7 @@ def test_pmap_takes_the_full_batch_gradient(dataset, sgd, conv, contrast):
 
 def test_pmap_checkpoints_are_anyone_s(dataset, sgd):
     """The state that pmap gathers has the structure and shapes of one device's."""
-    model, adam = small_model("avb", conv=True), Players(*[optax.adam(1e-3)] * 3)
+    model, adam = small_model("avb", batch_norm=True), Players(*[optax.adam(1e-3)] * 3)
     del sgd
     _, one, _ = one_block(dataset, model, adam, "jit", 1)
     _, many, _ = one_block(dataset, model, adam, "pmap", 4)
@@ -120,7 +121,7 @@ def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
 
 def test_whole_runs_agree_on_any_device_count(dataset):
     """The same training run on 1, 2 and 4 devices."""
-    optimizers, model = Players(*[optax.sgd(0.05)] * 3), small_model("avb", conv=True)
+    optimizers, model = Players(*[optax.sgd(0.05)] * 3), small_model("avb", batch_norm=True)
     runs = [
         fit(
             avb, model, optimizers, dataset._replace(binarize="dynamic"), steps=10, batch_size=BATCH,
