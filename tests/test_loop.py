@@ -129,8 +129,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(datas
     explosive = Players(*[optax.adam(1e27)] * 3)
     with pytest.raises(UserError, match=r"avb: \w+ is not finite by step \d+ .*lower the learning rates"):
         fit(
-            avb, small_model("avb", batch_norm=True), explosive, dataset, steps=20, batch_size=8, log_every=4, checkpoint_every=4,
-            mode="jit", quiet=True, workdir=tmp_path,
+            avb, small_model("avb", batch_norm=True), explosive, dataset, steps=20, batch_size=8, log_every=4,
+            checkpoint_every=4, mode="jit", quiet=True, workdir=tmp_path,
         )  # fmt: skip
     with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:
         assert store.latest.step == 4
