@@ -124,8 +124,9 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     )
     columns = [rows[name]["log_likelihood_ais"]["mean"] for name in ("avb", "vae")]
     assert rows["avb"]["difference"]["mean"] == pytest.approx(columns[0] - columns[1])
-    compare.compare(suite, tmp_path / "default", ["vae"])
+    (row,) = compare.compare(suite, tmp_path / "default", ["vae"]).values()
     assert (configs["vae"].steps, configs["vae"].num_seeds) == (TINY["steps"], TINY["num_seeds"])
+    assert (row["steps"], row["seeds"]) == (TINY["steps"], TINY["num_seeds"])
     assert asked[-1] == ("vae", "ais", ESTIMATION["ais.images"])
 
 

@@ -261,6 +261,7 @@ def test_the_runs_that_are_evaluated(tmp_path, monkeypatch, capsys):
     options.method, options.seeds = "vae", 2
     ((name, subjects),) = evaluate.load(options, tmp_path, []).items()
     assert (name, len(subjects), subjects[0].method) == ("vae", 2, vae)
+    assert restored[-1] == ("vae", (0, 3))  # the checkpoint has all seeds
 
 
 def test_randomness_is_of_the_seed_and_results_are_kept(tmp_path):
@@ -276,6 +277,8 @@ def test_randomness_is_of_the_seed_and_results_are_kept(tmp_path):
         assert of(other) != first
         assert of(one) == first  # the other's are not taken for its own
     assert of(game(tmp_path / "others", **options, **{"importance.chunk": 1})) == pytest.approx(first, rel=1e-6)
+    binary = game(tmp_path / "binary", **options)
+    assert of(binary._replace(dataset=binary.dataset._replace(binarize="threshold"))) != pytest.approx(first, rel=1e-3)
     blocks = list((tmp_path / "evaluation" / "avb-0" / "importance").glob("*.npz"))
     written = [block.stat().st_mtime_ns for block in blocks]
     assert of(one) == first
@@ -312,6 +315,8 @@ def test_a_number_of_seeds_and_of_examples():
     number = estimators._mean(np.array([1.0, 2.0, 6.0]), np.array([0.3, 0.4, 1.2]))
     assert number == Number(3.0, 3, pytest.approx(np.sqrt(7 / 3)), pytest.approx(1.3 / 3))
     assert estimators._mean(np.array([2.0]), np.array([np.nan])) == Number(2.0, 1)
+    assert estimators._so_far("ELBO", np.array([1.0, 2.0, 6.0])) == "ELBO 3.00 +- 1.53"
+    assert estimators._so_far("T loss", np.array([1.25]), 4) == "T loss 1.2500"
     assert estimators._mean(np.array([2.0, 4.0])) == Number(3.0, 2, pytest.approx(1.0))
     others = Number(7.0, 4, 2.0, 0.1)
     assert evaluate._summary([number, others]) == {
@@ -323,7 +328,9 @@ def test_a_number_of_seeds_and_of_examples():
     assert evaluate._summary([others, Number(1.0, 4, 2.0)]).keys() == {
         "mean", "standard_error", "per_seed", "examples", "examples_standard_error"
     }  # fmt: skip
-    assert workdir.summary([1.0, 2.0, 6.0])["standard_error"] == pytest.approx(np.sqrt(7 / 3))
+    assert workdir.summary([1.0, 2.0, 6.0], what=1) == {
+        "mean": 3.0, "standard_error": pytest.approx(np.sqrt(7 / 3)), "per_seed": [1.0, 2.0, 6.0], "what": 1
+    }  # fmt: skip
 
 
 def test_the_table_of_an_evaluation():
@@ -391,6 +398,7 @@ def test_an_infinite_example_is_told(tmp_path, monkeypatch, capsys):
     assert abs(others - expected.mean) < 4 * np.sqrt(2) * expected.estimator_error + 1e-3
     note = f"avb: importance, log p(x), importance sampling (bound): {numbers['log_likelihood_importance']['reason']}"
     assert note in out.splitlines()
+    assert "ELBO under T: an estimate, no bound" in out
     (line,) = (line for line in out.splitlines() if line.startswith("log p(x), quadrature"))
     assert line.split()[-2:] == ["-inf", "8"]
     assert "example 8/8  log-likelihood -inf (1 of 8 examples have no finite value" in err
