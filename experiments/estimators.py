@@ -170,7 +170,9 @@ def evaluate_ais(subject: Subject) -> dict[str, Number]:
         "ais", ais.log_likelihood, subject.images(options.images), options.chunk, _log_likelihood_so_far, **_annealing(options)
     )
     _check_chains(subject, "ais", result.divergent)
-    finite = np.isfinite(result.log_likelihood)
+    finite = np.isfinite(result.log_weight).all(axis=1)
+    if not finite.all():
+        subject.note(f"ais: the figures leave out {np.sum(~finite)} of {len(finite)} examples, with chains of no finite weight")
     if finite.any():
         figures = subject.folder / "figures"
         plotting.save_weights(
@@ -255,8 +257,9 @@ def evaluate_knn(subject: Subject) -> dict[str, Number]:
             "calibration", optimality.adversary_terms, subject.images(options.images), options.chunk, lambda r: "",
             draws=options.draws,
         )  # fmt: skip
-        path = subject.folder / "figures" / f"{subject.name}_adversary_calibration.png"
-        plotting.save_calibration(path, kl, terms.kl)
+        path, finite = subject.folder / "figures" / f"{subject.name}_adversary_calibration.png", np.isfinite(terms.kl)
+        if finite.any():
+            plotting.save_calibration(path, kl[finite], terms.kl[finite])
     return {
         "kl_knn": _mean(kl),
         "kl_aggregated_posterior": Number(knn.kl_divergence(codes, prior, options.neighbours)),

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avb_jax import Players, StandardNormal, State, workdir
+from avb_jax import Players, Posterior, StandardNormal, State, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import knn, quadrature
+from avb_jax.evaluation.ais import AnnealedEstimate
 from avb_jax.evaluation.elbo import ElboEstimate
 from avb_jax.evaluation.importance import ImportanceEstimate
+from avb_jax.evaluation.optimality import AdversaryTerms
 from avb_jax.methods import avb, vae
 from experiments import compare, estimators, evaluate, mnist, suites, synthetic
 from experiments.configs import evaluate as evaluate_config
@@ -402,6 +404,26 @@ def test_an_infinite_example_is_told(tmp_path, monkeypatch, capsys):
     (line,) = (line for line in out.splitlines() if line.startswith("log p(x), quadrature"))
     assert line.split()[-2:] == ["-inf", "8"]
     assert "example 8/8  log-likelihood -inf (1 of 8 examples have no finite value" in err
+
+
+def test_figures_of_what_is_finite(tmp_path, monkeypatch):
+    """Chains of weight zero, and a T of infinity, do not end an evaluation; all examples count in the numbers."""
+    rng, ones = np.random.default_rng(0), np.ones((3, 6))
+    weight = rng.standard_normal((3, 2))
+    weight[1, 0] = -np.inf
+    likelihood = np.logaddexp.reduce(weight, axis=1) - np.log(2)
+    results = {
+        "ais": AnnealedEstimate(likelihood, np.ones(3), np.ones(3), likelihood, weight, np.zeros((3, 2)), ones, ones, ones),
+        "codes": Posterior(rng.standard_normal((60, 5, 2))), "posterior": Posterior(rng.standard_normal((3, 50, 2))),
+        "calibration": AdversaryTerms(np.ones(3), np.ones(3), np.array([1.0, np.inf, 2.0])),
+    }  # fmt: skip
+    monkeypatch.setattr(Subject, "on_images", lambda self, what, *arguments, **options: results[what])
+    subject = game(tmp_path)
+    numbers = {**estimators.evaluate_ais(subject), **estimators.evaluate_knn(subject)}
+    assert numbers["log_likelihood_ais"].mean == pytest.approx(likelihood.mean())
+    assert subject.notes == ["avb: ais: the figures leave out 1 of 3 examples, with chains of no finite weight"]
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"avb_ais_weights.png", "avb_ais_annealing.png", "avb_adversary_calibration.png"}
 
 
 @pytest.mark.parametrize(("module", "estimator"), [(mnist, "importance"), (synthetic, "quadrature")])
