@@ -72,8 +72,11 @@ def test_knn_about_a_gaussian_refuses():
     rng = np.random.default_rng(2)
     with pytest.raises(UserError, match="n more than twice d"):
         knn.kl_to_standard_normal(np.zeros((10, 5)))
-    with pytest.raises(Diverged, match="plane of fewer dimensions"):
-        knn.kl_to_standard_normal(rng.standard_normal((100, 1)) * np.array([[1.0, 0.0]]))
+    line = rng.standard_normal((100, 1))
+    for plane in (line * [1.0, 0.0], line * [0.0, 1.0] + [0.1, 0.0], (line * [1.0, 3.0]).astype(np.float32)):
+        with pytest.raises(Diverged, match="plane of fewer dimensions"):
+            knn.kl_to_standard_normal(plane)
+    assert knn.kl_to_standard_normal(line * [1.0, 0.0] + 1e-6 * rng.standard_normal((100, 2))) > 10
 
 
 def test_mutual_information_of_a_linear_gaussian_encoder():
@@ -109,18 +112,81 @@ def test_knn_of_equal_samples_is_zero_on_average():
     assert abs(np.mean(estimates)) < 4 * np.std(estimates, ddof=1) / np.sqrt(8) + 0.005
 
 
+def test_knn_by_hand():
+    """The formula with all distances in a table: 5 of q, 4 of p, in 3 dimensions, k = 2."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
+    in_a, in_b = (np.sort(np.linalg.norm(a[:, None] - x, axis=2), axis=1) for x in (a, b))
+    expected = 3 / 5 * np.sum(np.log(in_b[:, 1] / in_a[:, 2])) + np.log(4 / 4)  # in_a[:, 0] is a_i itself
+    np.testing.assert_allclose(knn.kl_divergence(a, b, k=2), expected, rtol=1e-12)
+    np.testing.assert_allclose(knn.kl_divergence(a, b[:3], k=2) - np.log(3 / 4), 3 * np.mean(
+        np.log(np.sort(np.linalg.norm(a[:, None] - b[:3], axis=2), axis=1)[:, 1] / in_a[:, 2])
+    ), rtol=1e-12)  # fmt: skip
+
+
+def test_the_gaussian_part_is_unbiased(monkeypatch):
+    """From as few as 12 draws in 3 dimensions: the mean over many sets, without what the neighbours add."""
+    compared = []
+    monkeypatch.setattr(knn, "kl_divergence", lambda a, b, k: compared.append((a, b, k)) or 0.0)
+    rng, mean, std = np.random.default_rng(1), np.array([0.5, -1.0, 0.0]), np.array([0.5, 1.0, 2.0])
+    estimates = [knn.kl_to_standard_normal(mean + std * rng.standard_normal((12, 3)), k=4) for _ in range(4000)]
+    exact = 0.5 * np.sum(mean**2 + std**2 - 1 - 2 * np.log(std))
+    assert abs(np.mean(estimates) - exact) < 4 * np.std(estimates) / np.sqrt(4000)
+    for whitened, draws, k in compared[:3]:
+        assert k == 4
+        assert whitened.shape == draws.shape == (12, 3)
+        for x in (whitened, draws):
+            np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-12)
+            np.testing.assert_allclose(np.cov(x, rowvar=False), np.eye(3), atol=1e-12)
+
+
+def test_the_seed_is_of_the_draws():
+    a = np.random.default_rng(0).standard_normal((50, 2))
+    one, again, other = (knn.kl_to_standard_normal(a, seed=seed) for seed in (0, 0, 1))
+    assert one == again != other
+
+
 def test_knn_refuses_what_has_no_density():
     rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((2, 50, 2))
     with pytest.raises(Diverged, match="occurs more than 3 times"):
-        knn.kl_divergence(np.zeros((50, 2)), rng.standard_normal((50, 2)), k=3)
-    shared = rng.standard_normal((50, 2))
-    for k in (1, 3):
-        with pytest.raises(UserError, match="a, b: 20 samples of a are in b"):
-            knn.kl_divergence(shared, np.concatenate([rng.standard_normal((40, 2)), shared[:20]]), k=k)
-    for a, b, name in ((np.where(shared > 2, np.inf, shared), shared + 0.1, "a"), (shared, np.full((50, 2), np.nan), "b")):
-        with pytest.raises(Diverged, match=f"{name}: .* of 50 samples are not finite"):
-            knn.kl_divergence(a, b)
-    with pytest.raises(UserError, match="k=10: needs more than k samples"):
-        knn.kl_divergence(np.zeros((5, 2)), np.zeros((50, 2)))
+        knn.kl_divergence(np.concatenate([a, np.zeros((4, 2))]), b, k=3)
+    for name, pair in (("a", (np.repeat(a, 2, axis=0), b)), ("b", (a, np.repeat(b, 2, axis=0)))):
+        with pytest.raises(Diverged, match=f"{name}: 50 of 100 samples repeat others"):
+            knn.kl_divergence(*pair)
+    few = np.concatenate([a, a[:5]])  # as rounding brings about: close to the same without them
+    assert abs(knn.kl_divergence(few, b) - knn.kl_divergence(a, b)) < 0.15
+
+
+def test_knn_refuses_samples_that_are_in_both():
+    a, b = np.random.default_rng(3).standard_normal((2, 50, 2))
+    with pytest.raises(UserError, match="3 of a's 50 samples are in b too"):
+        knn.kl_divergence(a, np.concatenate([b, a[:3]]), k=1)  # where log 0 would make it -inf
+    with pytest.raises(UserError, match="50 of a's 50 samples are in b too"):
+        knn.kl_divergence(a, a)
+    assert np.isfinite(knn.kl_divergence(a, np.concatenate([b, a[:3]])))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_knn_refuses_numbers_that_are_none(bad):
+    a, b = np.random.default_rng(4).standard_normal((2, 50, 2))
+    a[3, 1] = bad
+    for call in (lambda: knn.kl_divergence(a, b), lambda: knn.kl_to_standard_normal(a)):
+        with pytest.raises(UserError, match="a: 1 of 50 samples are not finite"):
+            call()
+    with pytest.raises(UserError, match="b: 1 of 50 samples are not finite"):
+        knn.kl_divergence(b, a)
+
+
+def test_knn_refuses_slips():
+    a = np.random.default_rng(5).standard_normal((50, 2))
+    for k, message in ((0, "k=0"), (2.5, r"k=2\.5"), (50, "got 50"), (10, "at least k from p .got 9")):
+        with pytest.raises(UserError, match=message):
+            knn.kl_divergence(a, -a if k != 10 else -a[:9], k=k)
+    assert np.isfinite(knn.kl_divergence(a, -a[:10], k=10))
+    assert np.isfinite(knn.kl_divergence(a[:11], -a, k=10))
     with pytest.raises(UserError, match="shapes"):
-        knn.kl_divergence(np.zeros((50, 3)), np.zeros((50, 2)))
+        knn.kl_divergence(a, np.zeros((50, 3)))
+    for shape in ((50,), (50, 0), (50, 1, 1)):
+        with pytest.raises(UserError, match="a: shape"):
+            knn.kl_divergence(np.zeros(shape), a)

@@ -6,6 +6,8 @@ from scipy.special import digamma
 
 from avb_jax.types import Diverged, UserError
 
+COINCIDENT = 0.25  # share of samples that may equal others, as rounding makes some; for k = 10 it costs a tenth of it in nats
+
 
 def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     """Estimates KL(q, p) in nats from a [n, d] ~ q and b [m, d] ~ p; what the paper's Table 1 uses for q(z).
@@ -15,25 +17,38 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     and with the distance of q from p; `python -m benchmarks.knn` tabulates it.
 
     Raises:
-      UserError: too few samples for k, unequal dimensions, or samples of q that are among those of p; `Diverged`: samples
-        that are not finite, or coincide k + 1 times.
+      UserError: too few samples for k, unequal dimensions, numbers that are not finite, or samples that a and b share;
+        `Diverged`: samples that coincide k + 1 times, or in large part.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    a, b = _finite("a", a), _finite("b", b)
+    if a.shape[1] != b.shape[1]:
         raise UserError(f"a, b: shapes {a.shape} and {b.shape}; give samples [n, d] and [m, d]")
-    if not 1 <= k < min(len(a), len(b) + 1):
-        raise UserError(f"k={k}: needs more than k samples from q (got {len(a)}) and at least k from p (got {len(b)})")
-    for name, samples in (("a", a), ("b", b)):
-        if not np.isfinite(samples).all():
-            raise Diverged(f"{name}: {np.sum(~np.isfinite(samples).all(axis=1))} of {len(samples)} samples are not finite")
+    if k != int(k) or not 1 <= k < min(len(a), len(b) + 1):
+        raise UserError(
+            f"k={k}: needs a whole number, more than k samples from q (got {len(a)}) and at least k from p (got {len(b)})"
+        )
     rho = cKDTree(a).query(a, k=[k + 1], workers=-1)[0][:, 0]
     nearest, nu = cKDTree(b).query(a, k=[1, k], workers=-1)[0].T
     if not rho.all():
         raise Diverged(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
-    # In one dimension a few independent samples of 32 bits are equal, too.
-    if not nu.all() or np.mean(nearest == 0) > 0.1:
-        raise UserError(f"a, b: {np.sum(nearest == 0)} samples of a are in b; draw the two independently of each other")
+    for name, x in (("a", a), ("b", b)):
+        again = len(x) - len(np.unique(x, axis=0))
+        if again > COINCIDENT * len(x):
+            raise Diverged(f"{name}: {again} of {len(x)} samples repeat others, so that they have no density; draw each anew")
+    shared = int(np.sum(nearest == 0))
+    if shared > COINCIDENT * len(a) or not nu.all():
+        raise UserError(f"a, b: {shared} of a's {len(a)} samples are in b too; draw b independently of a")
     return float(a.shape[1] * np.mean(np.log(nu / rho)) + np.log(len(b) / (len(a) - 1)))
+
+
+def _finite(name: str, x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or not x.shape[1]:
+        raise UserError(f"{name}: shape {x.shape}; give samples [n, d]")
+    bad = int(np.sum(~np.all(np.abs(x) < 1e100, axis=1)))  # further out, squares overflow
+    if bad:
+        raise UserError(f"{name}: {bad} of {len(x)} samples are not finite, or beyond 1e100; check what they are drawn from")
+    return x
 
 
 def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
@@ -49,17 +64,22 @@ def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
       seed: of the draws from g.
 
     Raises:
-      UserError: as `kl_divergence`, or no more samples than twice the dimensions; `Diverged`: samples in a plane.
+      UserError: as `kl_divergence`, or no more samples than twice the dimensions; `Diverged`: as there, or samples in a plane.
     """
-    a = np.asarray(a, np.float64)
-    if a.ndim != 2 or len(a) <= 2 * a.shape[1]:
+    kind = np.asarray(a).dtype
+    resolution = np.finfo(kind).eps if np.issubdtype(kind, np.floating) else 0.0
+    a = _finite("a", a)
+    if len(a) <= 2 * a.shape[1]:
         raise UserError(f"a: shape {a.shape}; give samples [n, d] with n more than twice d")
     count, dim = a.shape
     mean = a.mean(axis=0)
     try:
         factor = np.linalg.cholesky(np.cov(a, rowvar=False).reshape(dim, dim))
+        flat = np.any(np.diag(factor) <= 32.0 * resolution * np.abs(a).max(axis=0))  # no wider than rounding makes a plane
     except np.linalg.LinAlgError:
-        raise Diverged("a: the samples lie in a plane of fewer dimensions, so that q has no density") from None
+        flat = True
+    if flat:
+        raise Diverged("a: the samples lie in a plane of fewer dimensions, so that q has no density")
     whitened = np.linalg.solve(factor, (a - mean).T).T
     # A sample covariance's log determinant is low on average, by a Wishart's; |mean|^2 is high by trace / n.
     shrinkage = np.sum(digamma((count - np.arange(1, dim + 1)) / 2.0)) + dim * np.log(2.0 / (count - 1))
@@ -67,6 +87,6 @@ def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
     trace = np.sum(np.square(factor))
     gaussian = 0.5 * (trace * (1.0 - 1.0 / count) + mean @ mean - dim - log_determinant)
     # g's draws are whitened by their own moments as q's were, or else the difference would count.
-    draws = np.random.default_rng(seed).standard_normal((count, dim))
+    draws = np.random.default_rng([seed, 1]).standard_normal((count, dim))  # not those that `default_rng(seed)` gives anyone
     draws = np.linalg.solve(np.linalg.cholesky(np.cov(draws, rowvar=False).reshape(dim, dim)), (draws - draws.mean(axis=0)).T).T
     return float(gaussian + kl_divergence(whitened, draws, k))
