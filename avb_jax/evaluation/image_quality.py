@@ -24,20 +24,21 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = PROJECTI
     """Wasserstein-1 distance of samples a [n, d] and b [m, d], averaged over random directions (Rabin et al. 2011)."""
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=0)
-    levels = (np.arange(min(len(a), len(b))) + 0.5) / min(len(a), len(b))
+    # Along a direction it is the integral of the two quantile functions' difference, which are constant between these ends.
+    ends = np.union1d(np.arange(len(a) + 1) / len(a), np.arange(len(b) + 1) / len(b))
+    ranks_a, ranks_b = (((ends[1:] + ends[:-1]) / 2 * len(x)).astype(int) for x in (a, b))
     total = 0.0
     for part in np.array_split(directions, max(1, projections // 32), axis=1):
-        one, two = (_quantiles(np.sort(x @ part, axis=0), levels) for x in (a, b))
-        total += np.abs(one - two).mean(axis=0).sum()
+        one, two = np.sort(a @ part, axis=0)[ranks_a], np.sort(b @ part, axis=0)[ranks_b]
+        total += np.sum(np.diff(ends) @ np.abs(one - two))
     return float(total / projections)
 
 
 def pyramid_distances(samples: np.ndarray, images: np.ndarray, seed: int = 0) -> dict[int, float]:
     """Sliced Wasserstein distance times 1,000 of 7x7 patches, per level of a Laplacian pyramid (Karras et al. 2018, section 5).
 
-    The formulas are theirs, with 64 patches of an image where they take 128. Of equal distributions the distance is not 0 but
-    falls with the number of patches, so that numbers of other counts of images or patches cannot be compared: between two
-    sets of 60 photographs it was 33.3, 33.8 and 55.3 (64, 32, 16 pixels), and 24.6, 26.3 and 52.7 with 128 patches.
+    It is not 0 for samples of the images' own law, but falls with the number of patches, so that only distances from as many
+    images compare. Karras et al. take 128 patches from each of 16,384 images, here 64 are taken from each that is given.
 
     Args:
       samples: [n, H, W, ...].
@@ -62,11 +63,11 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     less than 4 pixels, are left out, and the weights of the others scaled to sum to 1.
 
     Raises:
-      UserError: images of unequal sizes, or smaller than 4 pixels.
+      UserError: images of different or wrong shapes, or of less than 4 pixels in height or width.
     """
     _check(a, b)
     if min(np.shape(a)[1:3]) < 4:
-        raise UserError(f"images of shape {np.shape(a)}: MS-SSIM needs 4x4 pixels at least")
+        raise UserError(f"images of {np.shape(a)[1]}x{np.shape(a)[2]} pixels: MS-SSIM needs at least 4x4")
     a, b = _with_channels(a).astype(np.float64), _with_channels(b).astype(np.float64)
     scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(min(a.shape[1:3]) / 4)))
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
@@ -98,9 +99,11 @@ def frechet_distance(
       batch: images per call of it.
 
     Raises:
-      UserError: features that are not [B, d], or not finite.
+      UserError: fewer than 2 samples or images; features that are not [B, d], or not finite.
     """
     _check(samples, images)
+    if min(len(samples), len(images)) < 2:
+        raise UserError(f"{len(samples)} samples and {len(images)} images: a covariance needs at least 2 of each")
     one, two = (_features(features, x, batch) for x in (samples, images))
     means = one.mean(axis=0) - two.mean(axis=0)
     covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (one, two)]
@@ -123,13 +126,6 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
     return images if images.ndim == 4 else images[..., None]
 
 
-def _quantiles(ordered: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Of columns in order, at the levels; the columns themselves where there are as many."""
-    if len(ordered) == len(levels):
-        return ordered
-    return ordered[np.minimum((levels * len(ordered)).astype(int), len(ordered) - 1)]
-
-
 def _smoothed(images: np.ndarray, gain: float = 1.0) -> np.ndarray:
     for axis in (1, 2):
         images = scipy.ndimage.convolve1d(images, gain * _BINOMIAL, axis=axis, mode="mirror")
@@ -149,15 +145,16 @@ def _laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
 
 
 def _descriptors(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random patches [N * PATCHES, PATCH^2 C], each channel normalised over all of them."""
+    """Random patches [N * PATCHES, PATCH^2 C], each channel with mean 0 and standard deviation 1 over all of them."""
     count, height, width, channels = images.shape
     side = min(PATCH, height, width)
     top = rng.integers(0, height - side + 1, (count, PATCHES, 1, 1))
     left = rng.integers(0, width - side + 1, (count, PATCHES, 1, 1))
     rows, columns = top + np.arange(side)[:, None], left + np.arange(side)
     patches = images[np.arange(count)[:, None, None, None], rows, columns]
-    patches = patches - patches.mean(axis=(0, 1, 2, 3))
-    patches /= patches.std(axis=(0, 1, 2, 3)) + 1e-8
+    # In float32 NumPy's sums over several channels lose digits: of 4,000 images the deviation came out 1.3 percent too small.
+    patches -= patches.mean(axis=(0, 1, 2, 3), dtype=np.float64)
+    patches /= np.sqrt(np.mean(np.square(patches), axis=(0, 1, 2, 3), dtype=np.float64)) + 1e-8
     return patches.reshape(count * PATCHES, side * side * channels)
 
 
