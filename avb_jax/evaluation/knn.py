@@ -17,8 +17,8 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     and with the distance of q from p; `python -m benchmarks.knn` tabulates it.
 
     Raises:
-      UserError: too few samples for k, unequal dimensions, numbers that are not finite, or samples that a and b share;
-        `Diverged`: samples that coincide k + 1 times, or in large part.
+      UserError: too few samples for k, unequal dimensions, or samples that a and b share; `Diverged`: samples that are not
+        finite, or coincide k + 1 times, or in large part.
     """
     a, b = _finite("a", a), _finite("b", b)
     if a.shape[1] != b.shape[1]:
@@ -47,7 +47,7 @@ def _finite(name: str, x: np.ndarray) -> np.ndarray:
         raise UserError(f"{name}: shape {x.shape}; give samples [n, d]")
     bad = int(np.sum(~np.all(np.abs(x) < 1e100, axis=1)))  # further out, squares overflow
     if bad:
-        raise UserError(f"{name}: {bad} of {len(x)} samples are not finite, or beyond 1e100; check what they are drawn from")
+        raise Diverged(f"{name}: {bad} of {len(x)} samples are not finite, or beyond 1e100; check what they are drawn from")
     return x
 
 
