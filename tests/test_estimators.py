@@ -442,7 +442,8 @@ def test_infinite_means_of_the_experiments(tmp_path, monkeypatch, capsys, module
     config = {mnist: mnist_config, synthetic: synthetic_config}[module].get_config()
     config.method, config.latent_dim, config.num_seeds = "avb", 2, 2
     points = subject.dataset._replace(train=subject.dataset.train[:4])
-    monkeypatch.setattr(module, estimator, types.SimpleNamespace(log_likelihood=log_likelihood, POINTS={2: 1}))
+    stand_in = types.SimpleNamespace(log_likelihood=log_likelihood, POINTS={2: 1}, doubts=lambda estimate: [])
+    monkeypatch.setattr(module, estimator, stand_in)
     monkeypatch.setattr(module, "elbo_terms", elbo_terms)
     monkeypatch.setattr(module.build, "dataset", lambda config: points)
     monkeypatch.setattr(module.build, "model", lambda *arguments: subject.model)

@@ -68,10 +68,11 @@ def untrained():
     def train(method, model, optimizers, dataset, **options):
         state = initial_state(method, model, optimizers, dataset, options["seed"], 1)
         moved = {"mean": jnp.array([[0.05, -0.1]]), "log_std": jnp.array([[-0.05, 0.03]])}  # times the sampler's speed of 10
-        t = jax.tree.map(lambda a: a - 1 if a.shape == (1, 1) else 1.5 * a, state.average.adversary)  # by its last bias
-        average = state.average._replace(encoder={**state.average.encoder, **moved}, adversary=t)
+        t = jax.tree.map(lambda a: a - 1 if a.shape == (1, 1) else 1.5 * a, state.average.params.adversary)  # by its last bias
+        params = state.average.params
+        params = params._replace(encoder={**params.encoder, **moved}, adversary=t)
         called.update(options, model=model, optimizers=optimizers, dataset=dataset)
-        return state._replace(average=average)
+        return state._replace(average=state.average._replace(params=params))
 
     options = {"steps": 3, "batch_size": 7, "seed": 5, "noise_dim": 3, "adversary_steps": 2, "gaussian_share": 0.3}
     with pytest.MonkeyPatch.context() as patch:
