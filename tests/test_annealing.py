@@ -31,7 +31,7 @@ def assert_agree(estimates, errors, expected, sigmas=3.0):
 
 
 @pytest.mark.parametrize("dim", [2, 8, 32])
-@pytest.mark.parametrize("sigma", [0.3, 0.1])
+@pytest.mark.parametrize("sigma", [0.3, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_probabilistic_pca(dim, sigma):
     """784 pixels, posterior standard deviations of 0.11 and 0.036; AIS and quadrature at their default settings."""
     case = Case(dim, sigma)
@@ -62,8 +62,11 @@ def bernoulli_case(kind):
     return model, jax.tree.map(lambda a: a[0], states), digits.test[:30]
 
 
-@pytest.mark.parametrize(("kind", "initial"), [("random", "prior"), ("random", "encoder"), ("trained", "prior"),
-                                               ("trained", "encoder")])
+@pytest.mark.parametrize(
+    ("kind", "initial"),
+    [("random", "prior"), pytest.param("random", "encoder", marks=pytest.mark.slow),
+     pytest.param("trained", "prior", marks=pytest.mark.slow), ("trained", "encoder")],
+)  # fmt: skip
 def test_two_latents_against_quadrature(kind, initial):
     model, state, images = bernoulli_case(kind)
     arguments = {"model": model, "binarize": "threshold"}

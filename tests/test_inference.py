@@ -205,6 +205,7 @@ def test_the_density_of_a_numpyro_model(conjugate, monkeypatch):
         np.testing.assert_allclose(draws[name], values[:40], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_numpyro_models_come_back_in_their_own_space(conjugate):
     """The posterior's moments, and the evidence, of y ~ N(0, 4 I + 4 1 1')."""
     fit = inference.fit_numpyro(

@@ -36,7 +36,10 @@ def test_signatures_are_the_same(method):
     assert set(functions.__all__) <= {*REFERENCE, "PLAYERS"}
 
 
-@pytest.mark.parametrize(("method", "conv"), [*((method, False) for method in METHODS), ("vaegan", True)])
+@pytest.mark.parametrize(
+    ("method", "conv"),
+    [*((method, False) for method in METHODS), pytest.param("vaegan", True, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_shapes(method, conv, images, sgd):
     """Of what a step returns, and of what is drawn; each of its players has moved, and all is finite."""
     functions, model = METHODS[method], small_model(method, conv=conv)
