@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avb_jax import Players, Posterior, StandardNormal, State, workdir
+from avb_jax import Players, StandardNormal, State, workdir
 from avb_jax.data import Dataset
 from avb_jax.evaluation import knn, quadrature
 from avb_jax.evaluation.ais import AnnealedEstimate
 from avb_jax.evaluation.elbo import ElboEstimate
 from avb_jax.evaluation.importance import ImportanceEstimate
+from avb_jax.evaluation.moments import PosteriorDraws
 from avb_jax.evaluation.optimality import AdversaryTerms
 from avb_jax.methods import avb, vae
 from experiments import compare, estimators, evaluate, mnist, suites, synthetic
@@ -414,7 +415,8 @@ def test_figures_of_what_is_finite(tmp_path, monkeypatch):
     likelihood = np.logaddexp.reduce(weight, axis=1) - np.log(2)
     results = {
         "ais": AnnealedEstimate(likelihood, np.ones(3), np.ones(3), likelihood, weight, np.zeros((3, 2)), ones, ones, ones),
-        "codes": Posterior(rng.standard_normal((60, 5, 2))), "posterior": Posterior(rng.standard_normal((3, 50, 2))),
+        "codes": PosteriorDraws(rng.standard_normal((60, 5, 2)), None),
+        "posterior": PosteriorDraws(rng.standard_normal((3, 50, 2)), None),
         "calibration": AdversaryTerms(np.ones(3), np.ones(3), np.array([1.0, np.inf, 2.0])),
     }  # fmt: skip
     monkeypatch.setattr(Subject, "on_images", lambda self, what, *arguments, **options: results[what])
