@@ -54,10 +54,10 @@ def warn() -> None:
     """
     faults = [fault for fault in BAD.get(jaxlib.__version__, ()) if _may_run(fault.platform)]
     if faults:
-        told = "; ".join(f"on {fault.platform.upper()}s {fault.what} ({fault.thread})" for fault in faults)
+        reasons = "; ".join(f"on {fault.platform.upper()}s {fault.what} ({fault.thread})" for fault in faults)
         others = ",".join(f"!={version}" for version in BAD)
         remedy = f"install another: pip install -U 'jax{others}' 'jaxlib{others}'"
-        warnings.warn(f"jaxlib {jaxlib.__version__} is known to be bad: {told}; {remedy}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"jaxlib {jaxlib.__version__} is known to be bad: {reasons}; {remedy}", RuntimeWarning, stacklevel=3)
 
 
 def _may_run(platform: str) -> bool:

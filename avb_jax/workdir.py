@@ -57,8 +57,8 @@ def summary(per_seed: list[float], reasons: Sequence[str] = (), **others) -> dic
     values = np.asarray(per_seed, np.float64)
     spread = len(values) > 1 and np.isfinite(values).all()
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if spread else None
-    told = [f"seed {i}: {reason}" if len(values) > 1 else reason for i, reason in enumerate(reasons) if reason]
-    others |= {"reason": ". ".join(told)} if told else {}
+    given = [f"seed {i}: {reason}" if len(values) > 1 else reason for i, reason in enumerate(reasons) if reason]
+    others |= {"reason": ". ".join(given)} if given else {}
     with np.errstate(invalid="ignore"):
         return {"mean": float(values.mean()), "standard_error": error, "per_seed": values.tolist(), **others}
 
