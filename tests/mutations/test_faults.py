@@ -38,6 +38,22 @@ def test_faults_are_of_the_code_as_it_is():
             assert not word.startswith("tests/") or (ROOT / word.partition("::")[0]).exists(), fault["name"]
 
 
+def run(tests: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
+    """Runs the tests on the code in a folder."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *shlex.split(tests)]
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": cache}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tests", sorted({fault["tests"] for fault in FAULTS}))
+def test_without_a_fault_nothing_is_noticed(tests):
+    """Or else the fault would be no reason for a test to fail."""
+    done = run(tests, ROOT)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault["name"] for fault in FAULTS])
 def test_a_fault_is_noticed(fault, tmp_path):
@@ -46,9 +62,6 @@ def test_a_fault_is_noticed(fault, tmp_path):
     for name in ("pyproject.toml", "setup.cfg", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / fault["file"]).write_text(with_fault(fault))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *shlex.split(fault["tests"])]
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": cache}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    last = "\n".join(run.stdout.splitlines()[-15:])
-    assert run.returncode == 1, f"{fault['name']} went unnoticed by {fault['tests']} (status {run.returncode}):\n{last}"
+    done = run(fault["tests"], tmp_path)
+    last = "\n".join(done.stdout.splitlines()[-15:])
+    assert done.returncode == 1, f"{fault['name']} went unnoticed by {fault['tests']} (status {done.returncode}):\n{last}"
