@@ -19,9 +19,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {path.stem: importlib.import_module(f"experiments.configs.{path.stem}") for path in sorted(
     (ROOT / "experiments" / "configs").glob("[a-z]*.py")) if path.stem not in ("evaluate", "eight_schools")}
 ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
+LONG = {("celeba", ""), ("celeba", "vae")}  # take half a minute to trace
 
 
-@pytest.mark.parametrize(("name", "variant"), ALL)
+@pytest.mark.parametrize(
+    ("name", "variant"), [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in ALL]
+)
 def test_every_config_builds(name, variant):
     """Networks, likelihood, optimisers and one abstract step of each method; nothing is computed."""
     config = CONFIGS[name].get_config(variant)

@@ -35,7 +35,9 @@ CURVED = {"steps": 4000, "sampler_rate": 5e-4}
 
 @pytest.fixture(scope="module")
 def gaussian_fit():
-    return inference.fit(gaussian, 2, steps=4000, quiet=True)
+    networks = {"noise_dim": 4, "widths": (32,), "adversary_widths": (64, 64)}
+    rates = {"sampler_rate": 1e-3, "adversary_rate": 2e-3}
+    return inference.fit(gaussian, 2, steps=2500, batch_size=256, quiet=True, **networks, **rates)
 
 
 def test_a_gaussian_is_fitted(gaussian_fit):

@@ -12,6 +12,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections' own
 def test_celeba(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

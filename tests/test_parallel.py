@@ -45,7 +45,10 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize(
     ("method", "kind", "count", "contrast"),
-    [("avb", "conv", 4, "none"), ("avb", "batch_norm", 4, "adaptive"), *((method, "", 2, "none") for method in METHODS)],
+    [
+        pytest.param("avb", "conv", 4, "none", marks=pytest.mark.slow), ("avb", "batch_norm", 4, "adaptive"),
+        *((method, "", 2, "none") for method in METHODS),
+    ],
 )
 def test_sharded_is_one_device(dataset, sgd, count, method, kind, contrast):
     """A whole step, batch statistics and randomness included."""
