@@ -43,5 +43,9 @@ def hellinger(t_q: Array, t_p: Array) -> Array:
 
 
 DIVERGENCES = {
-    "jensen_shannon": jensen_shannon, "kl": kl, "reverse_kl": reverse_kl, "pearson": pearson, "hellinger": hellinger,
-}  # fmt: skip
+    "jensen_shannon": jensen_shannon,
+    "kl": kl,
+    "reverse_kl": reverse_kl,
+    "pearson": pearson,
+    "hellinger": hellinger,
+}

@@ -10,15 +10,15 @@ PyTree = Any
 
 
 class UserError(ValueError):
-    """A slip of the caller's, told in one line: the field, its value and the remedy."""
+    """A slip of the caller's, in one line: the field, its value and the remedy."""
 
 
 class Diverged(UserError):
-    """A training left the numbers, or its encoder no room for a density; a setting of the caller's is to be changed."""
+    """A loss is not finite, or an encoder has no density; a setting of the caller's is to be changed."""
 
 
 class Players(NamedTuple):
-    """One thing per player of the game: networks, params, optimiser states, batch statistics, gradients.
+    """One thing per player of the game: networks, params, optimisers and their states, collections, gradients.
 
     A player that a method does not have is None, which is an empty pytree.
     """
@@ -39,11 +39,11 @@ class Posterior:
     gaussian: bool = struct.field(pytree_node=False, default=False)  # whether q(.|x) is N(mean, diag std^2), and no other
 
 
-class Judgement(NamedTuple):
-    """What an adversary says of a pair."""
+class AdversaryOutput(NamedTuple):
+    """What an adversary's network may return in the place of T alone."""
 
     t: Array  # [B]
-    features: Array | None = None  # [B, F] of the layer before, by which a VAE/GAN measures its reconstructions
+    features: Array | None = None  # [B, F] of the layer before, in which a VAE/GAN measures its reconstructions
 
 
 class Draws(NamedTuple):
@@ -51,7 +51,7 @@ class Draws(NamedTuple):
 
     x: Array  # [B, ...] data
     noise: Array  # [S, B, N] the encoder's noise, N(0, I), S draws per example
-    z_prior: Array  # [S, B, Z] codes from p(z) = N(0, I), which adaptive contrast compares with as well
+    z_prior: Array  # [S, B, Z] codes from the prior p(z)
 
 
 class Terms(NamedTuple):
@@ -67,11 +67,21 @@ class Terms(NamedTuple):
         return -self.reconstruction - self.kl
 
 
+class AdversaryTerms(NamedTuple):
+    """An adversary's loss and what it says, per example, averaged over its draws."""
+
+    loss: Array  # [B] eq. 3.3 as a minimisation, or another divergence's, nats; of two T the lower one is nearer the optimum
+    accuracy: Array  # [B] share of the pairs that T puts on the right side, in [0, 1]
+    saturation: Array  # [B] share of the pairs with |T| > 5, where under 1% of eq. 3.3's gradient is left
+    t: Array  # [B] T(x, z) at z ~ q(z|x), nats
+    kl: Array | None = None  # [B] T's estimate of KL(q(z|x), p(z)), nats: t, and log r(z|x) - log p(z) under adaptive contrast
+
+
 class Variables(NamedTuple):
-    """What a network computes with: its params, and the statistics that belong to them."""
+    """What the networks compute with: their params, and the collections that belong to these."""
 
     params: Players
-    batch_stats: Players  # as State's
+    collections: Players
 
 
 class State(NamedTuple):
@@ -80,23 +90,5 @@ class State(NamedTuple):
     step: Array  # [] int32, how many steps were taken
     params: Players
     opt_state: Players
-    batch_stats: Players  # per player: its Flax collections other than 'params', e.g. {'batch_stats': ...}
-    average: Variables | None  # exponential moving averages, for evaluation; None where they are off
-
-
-class Info(NamedTuple):
-    """What a step is observed by, per example [B] and in nats unless said otherwise. Never fed back.
-
-    What a method does not have is None.
-    """
-
-    elbo: Array | None = None
-    reconstruction: Array | None = None
-    kl: Array | None = None
-    kl_contrast: Array | None = None  # as in Terms: what is left of kl is T's share, by how much q is no Gaussian
-    kl_aggregated_posterior: Array | None = None  # T(z), an estimate of KL(q(z), p(z)) by an adversary that sees z alone
-    feature_distance: Array | None = None  # 1/2 |f(x) - f(dec(z))|^2 in the features of a VAE/GAN's adversary
-    beta: Array | None = None  # [] weight of the KL term in this step
-    adversary_loss: Array | None = None  # what T minimises; by eq. 3.3, 2 log 2 = 1.386 when T knows nothing
-    adversary_accuracy: Array | None = None  # share of the two pairs that T puts on the right side, in [0, 1]
-    adversary_saturation: Array | None = None  # share of the pairs with |T| > 5, where under 1% of eq. 3.3's gradient is left
+    collections: Players  # per player: its variables other than params, e.g. {'batch_stats': ...}
+    ema: Variables | None = None  # exponential moving averages, where `transforms.with_ema` keeps them

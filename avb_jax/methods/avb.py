@@ -1,41 +1,383 @@
-"""Adversarial Variational Bayes: Algorithm 1 of Mescheder, Nowozin & Geiger (2017)."""
+"""Adversarial Variational Bayes: Algorithm 1 of Mescheder, Nowozin & Geiger (2017).
 
-from avb_jax import objectives, players
-from avb_jax.methods.update import play
-from avb_jax.players import Model, init, reconstruct, sample, sample_posterior
-from avb_jax.types import Array, Info, Players, State, Terms
+The losses are pure functions of params, collections and one set of `Draws`, one per side of the game; the first argument is
+what is differentiated, and opponents' params are explicit: differentiating with respect to the first argument alone is what
+holds them fixed.
+"""
 
-__all__ = ["PLAYERS", "elbo_terms", "init", "reconstruct", "sample", "sample_posterior", "train_step"]
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-PLAYERS = Players("implicit", "likelihood", "pairs")
+import jax
+import jax.numpy as jnp
+import optax
+from numpyro.distributions import Distribution
+
+from avb_jax import contrast as contrasts
+from avb_jax import divergences, players
+from avb_jax.distributions import Likelihood, log_likelihood, standard_normal
+from avb_jax.method import Method, identity
+from avb_jax.methods import generator
+from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
+from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
+
+SATURATED = 5.0  # |T| from which the logistic loss has less than 1% of its gradient left
 
 
-def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One step of Algorithm 1: eq. 3.9 for encoder and decoder, eq. 3.3 for T; see `update.play`.
+class Info(NamedTuple):
+    """What a step is observed by, per example [B] and in nats unless said otherwise. Never fed back."""
+
+    elbo: Array  # under T: an estimate, no bound
+    reconstruction: Array  # -log p(x|z)
+    kl: Array  # T's estimate of KL(q(z|x), p(z))
+    kl_contrast: Array | None  # as in Terms: what is left of kl is T's share, by how much q is no Gaussian
+    beta: Array  # [] weight of the KL term in this step
+    adversary_loss: Array  # what T minimises; by eq. 3.3, 2 log 2 = 1.386 when T knows nothing
+    adversary_accuracy: Array  # as in AdversaryTerms
+    adversary_saturation: Array  # as in AdversaryTerms
+
+
+class FreshInfo(NamedTuple):
+    """What a step of a fresh adversary is observed by, as in `Info`."""
+
+    adversary_loss: Array
+    adversary_accuracy: Array
+    adversary_saturation: Array
+
+
+def negative_elbo_adversarial(
+    params: Players,
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    prior: Distribution,
+    likelihood: Likelihood,
+    contrast: contrasts.Adaptive | None = None,
+    adversary_floor: float | None = None,
+    minus_log_prior: bool = False,
+    beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, Generative]:
+    """Eq. 3.9 (Mescheder et al. 2017), negated: E[beta T(x, z) - log p(x|z)] at z = enc(x, noise).
+
+    T stands in for log q(z|x) - log p(z), and its own params are held fixed: by Proposition 2 the dependence of the
+    optimal T on the encoder has no gradient on average. T is evaluated together with the prior's draws, as in the
+    adversary's own loss, so that both see the same function where T normalises over the batch (and so that a
+    compiler shares the forward pass).
+
+    Under adaptive contrast T sees (z - mean) / std and stands in for log q(z|x) - log r(z|x); the KL term is T plus
+    log r(z|x) - log p(z), see `contrast`.
+
+    With a floor c the KL term takes max(T, -c). Since E_q[exp(-T*)] = 1, T* < -t has a probability of at most e^-t under q, so
+    that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any more from places where a
+    T that is off goes to minus infinity.
 
     Args:
-      key: a key of this step's own.
-      state: the State before.
-      batch: x [B, ...], pixels in [0, 1].
-      model: networks, distributions and scales.
-      optimizers: an optax optimiser per player.
+      params: the encoder's and the decoder's; `params.adversary` is not read.
+      adversary: T's params.
+      collections: every player's.
+      draws: x [B, ...], noise [S, B, N], z_prior [S, B, Z]; the KL term is averaged over S draws of z, the first is decoded.
+      networks: every player's.
+      prior: p(z).
+      likelihood: the decoder's output -> p(x|z).
+      contrast: what T compares q(z|x) with; the prior where it is None.
+      adversary_floor: c, or None.
+      minus_log_prior: see `avb`.
+      beta: weight of the KL term.
+      train: whether batch normalisation uses this batch (and updates the encoder's and decoder's statistics).
 
     Returns:
-      The State after, with all three players' new params, and the step's Info (per example, in nats).
+      The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is an estimate that is only as good as T and may be
+      negative, and `compared` z [S, B, Z] as T sees it.
     """
-    state, terms, info = play(
-        key, state, batch, model=model, optimizers=optimizers, loss=objectives.negative_elbo_adversarial,
-        adversary_loss=objectives.adversary_loss,
-    )  # fmt: skip
-    return state, info._replace(
-        elbo=terms.elbo, reconstruction=terms.reconstruction, kl=terms.kl, kl_contrast=terms.kl_contrast
+    drawn, encoder = contrasts.encode(
+        contrast, prior, networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, train=train
     )
+    of_x, decoder = generator.decode(networks.decoder, likelihood, params.decoder, collections.decoder, drawn.z[0], train=train)
+    reconstruction = -log_likelihood(of_x, draws.x)
+    t, _ = both_sides(
+        adversary,
+        collections,
+        draws,
+        drawn.compared,
+        networks=networks,
+        prior=prior,
+        contrast=contrast,
+        minus_log_prior=minus_log_prior,
+        train=train,
+    )
+    t_q = t[0] if adversary_floor is None else jnp.maximum(t[0], -adversary_floor)
+    terms = Terms(reconstruction, jnp.mean(t_q + drawn.log_ratio, axis=0), drawn.kl)
+    after = collections._replace(encoder=encoder, decoder=decoder)
+    return jnp.mean(reconstruction + beta * terms.kl), Generative(terms, drawn.compared, after)
 
 
-def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:
-    """The ELBO's terms [B] in evaluation mode; `kl` is T's estimate over `model.noise_draws` draws, floored as in training."""
-    params, stats = players.evaluation_variables(state)
-    _, (terms, _, _) = objectives.negative_elbo_adversarial(
-        params, params.adversary, stats, players.draw(key, model, batch), model=model, train=False
+def adversary_loss(
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    z: Array,
+    *,
+    networks: Players,
+    prior: Distribution,
+    contrast: contrasts.Adaptive | None = None,
+    divergence: Callable = divergences.jensen_shannon,
+    minus_log_prior: bool = False,
+    train: bool = True,
+) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
+    """Eq. 3.3 as a minimisation over T: E[-log sigma(T(x, z)) - log(1 - sigma(T(x, z_prior)))].
+
+    With another divergence, that one's loss (section 5.3), which has the same optimum. (Line 9 of Algorithm 1 as printed
+    subtracts the gradient of eq. 3.3, which is maximised: an erratum.)
+
+    Args:
+      adversary: T's params.
+      collections: every player's.
+      draws: x [B, ...] and z_prior [S, B, Z]; its noise is not read.
+      z: the encoder's draws [S, B, Z], standardised under adaptive contrast; no gradient flows into them.
+      networks: every player's.
+      prior: p(z).
+      contrast: as there.
+      divergence: one of `divergences`.
+      minus_log_prior: see `avb`.
+      train: whether batch normalisation uses this batch (and updates the adversary's statistics).
+
+    Returns:
+      The loss, and (what T says per example, the adversary's new collections).
+    """
+    t, after = both_sides(
+        adversary,
+        collections,
+        draws,
+        jax.lax.stop_gradient(z),
+        networks=networks,
+        prior=prior,
+        contrast=contrast,
+        minus_log_prior=minus_log_prior,
+        train=train,
     )
-    return terms
+    loss, terms = adversary_terms(t, divergence)
+    return loss, (terms, after)
+
+
+def both_sides(
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    z: Array,
+    *,
+    networks: Players,
+    prior: Distribution,
+    contrast: contrasts.Adaptive | None,
+    minus_log_prior: bool,
+    train: bool,
+) -> tuple[Array, PyTree]:
+    """T [2, S, B] at the encoder's z [S, B, Z] and at the prior's, through one call, and the adversary's new collections."""
+    t, after = evaluate_t(
+        adversary,
+        collections,
+        draws.x,
+        jnp.concatenate([z, draws.z_prior]),
+        networks=networks,
+        prior=prior,
+        contrast=contrast,
+        minus_log_prior=minus_log_prior,
+        train=train,
+    )
+    return t.reshape(2, *z.shape[:2]), after
+
+
+def evaluate_t(
+    adversary: PyTree,
+    collections: Players,
+    x: Array,
+    z: Array,
+    *,
+    networks: Players,
+    prior: Distribution,
+    contrast: contrasts.Adaptive | None,
+    minus_log_prior: bool,
+    train: bool,
+) -> tuple[Array, PyTree]:
+    """T [S, B] at x [B, ...] and z [S, B, Z], standardised under adaptive contrast, and the adversary's new collections."""
+    t, after = players.evaluate_pairs(networks.adversary, adversary, collections.adversary, x, z, train=train)
+    if minus_log_prior:
+        base = compared_with(prior, contrast)
+        t = t + base.log_prob(base.mean) - base.log_prob(z)
+    return t, after
+
+
+def compared_with(prior: Distribution, contrast: contrasts.Adaptive | None) -> Distribution:
+    """What T compares the encoder's draws with: the prior, or under adaptive contrast N(0, I), as r is once standardised."""
+    return prior if contrast is None else standard_normal(prior.event_shape[0])
+
+
+def adversary_terms(t: Array, divergence: Callable) -> tuple[Array, AdversaryTerms]:
+    """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example."""
+    loss = divergence(t[0], t[1])
+    accuracy = 0.5 * (jnp.heaviside(t[0], 0.5) + jnp.heaviside(-t[1], 0.5))  # T = 0 is right half of the time
+    saturation = jnp.mean(jnp.abs(t) > SATURATED, axis=(0, 1))
+    terms = AdversaryTerms(*(jnp.mean(a, axis=0) for a in (loss, accuracy)), saturation, jnp.mean(t[0], axis=0))
+    return jnp.mean(loss), terms
+
+
+def avb(
+    encoder: Any,
+    decoder: Any,
+    adversary: Any,
+    *,
+    prior: Distribution,
+    likelihood: Likelihood,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    contrast: contrasts.Adaptive | None = None,
+    divergence: Callable = divergences.jensen_shannon,
+    minus_log_prior: bool = False,
+    adversary_floor: float | None = None,
+    adversary_steps: int = 1,
+    noise_draws: int = 1,
+    beta: float = 1.0,
+    beta_warmup: int = 0,
+) -> Method:
+    """Adversarial Variational Bayes.
+
+    Args:
+      encoder: (x [B, ...], noise [B, N]) -> z [B, Z]: a sampler, as black a box as you like.
+      decoder: z [B, Z] -> what `likelihood` takes.
+      adversary: (x [B, ...], z [B, Z]) -> T [B].
+      prior: p(z), a NumPyro distribution over vectors.
+      likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
+      optimizers: an optax optimiser per player, or one for all.
+      noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
+      contrast: what T compares q(z|x) with: the prior, or `contrast.Adaptive()` for a Gaussian with q's moments.
+      divergence: the adversary's objective, one of `divergences`.
+      minus_log_prior: T is the network's output less log p(z), up to a constant: of T* = log q(z|x) - log p(z) the network then
+        has log q alone to learn. Under adaptive contrast p is N(0, I), which r is once standardised.
+      adversary_floor: c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; None: no floor.
+      adversary_steps: adversary updates per step (section 3.2: keep T near its optimum).
+      noise_draws: S, draws of z per example in a step: all are for T, the first one is decoded.
+      beta: weight of the KL term once warmed up; 1 is the ELBO.
+      beta_warmup: steps over which the weight rises linearly from 0.
+
+    Returns:
+      A `Method`. Its `train_step` is Algorithm 1: eq. 3.9 for encoder and decoder, eq. 3.3 for T.
+
+    Raises:
+      UserError: a setting out of its range.
+
+    Example:
+      >>> import avb_jax
+      >>> from avb_jax import networks
+      >>> x_net = networks.MLP((8,), input_rank=2)
+      >>> method = avb_jax.avb(
+      ...     networks.BlackBoxEncoder(x_net, latent_dim=2),
+      ...     networks.MLPDecoder(x_shape=(2, 2), widths=(8,)),
+      ...     networks.InnerProductAdversary(x_net, networks.MLP((8,)), features=4),
+      ...     prior=avb_jax.distributions.standard_normal(2),
+      ...     likelihood=avb_jax.distributions.bernoulli,
+      ...     optimizers=optax.adam(1e-3),
+      ...     noise_dim=2,
+      ... )
+      >>> x = jnp.eye(4).reshape(4, 2, 2)
+      >>> state = method.init(jax.random.key(0), x)
+      >>> state, info = jax.jit(method.train_step)(jax.random.key(1), state, x)
+      >>> int(state.step), info.elbo.shape, method.sample(jax.random.key(2), state, 3).shape
+      (1, (4,), (3, 2, 2))
+    """
+    generator.check_settings(
+        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
+        adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
+        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+        noise_draws=(noise_draws, noise_draws >= 1, "at least 1"),
+        beta=(beta, beta >= 0, "at least 0"),
+        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+    )
+    optimizers = generator.for_each(optimizers)
+    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior)
+    base, beta_at = compared_with(prior, contrast), warmup(beta, beta_warmup)
+    of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
+    loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
+    loss_of_t = functools.partial(adversary_loss, divergence=divergence, **of_t)
+
+    def draw(key: Array, x: Array, draws: int = noise_draws) -> Draws:
+        return players.draw(key, x, base, noise_dim, draws)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
+        beta = beta_at(state.step)
+        state, terms, of_adversary = adversarial_step(
+            key,
+            state,
+            draw=lambda key: draw(key, x),
+            loss=loss,
+            adversary_loss=loss_of_t,
+            optimizers=optimizers,
+            beta=beta,
+            adversary_steps=adversary_steps,
+            reduce=reduce,
+        )
+        return state, Info(
+            terms.elbo,
+            terms.reconstruction,
+            terms.kl,
+            terms.kl_contrast,
+            beta,
+            of_adversary.loss,
+            of_adversary.accuracy,
+            of_adversary.saturation,
+        )
+
+    def elbo(key: Array, state: State, x: Array) -> Terms:
+        return loss(state.params, state.params.adversary, state.collections, draw(key, x), train=False)[1].terms
+
+    def evaluate_adversary(key: Array, state: State, x: Array, draws: int = 1) -> AdversaryTerms:
+        sampled = draw(key, x, draws)
+        drawn, _ = contrasts.encode(
+            contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, x, sampled.noise, train=False
+        )
+        _, (terms, _) = loss_of_t(state.params.adversary, state.collections, sampled, drawn.compared, train=False)
+        return terms._replace(kl=terms.t + drawn.log_ratio.mean(axis=0))
+
+    method = Method(
+        "avb",
+        init,
+        train_step,
+        **generator.capabilities(networks, prior, likelihood, noise_dim),
+        elbo=elbo,
+        adversary=evaluate_adversary,
+    )
+
+    def fresh_adversary(optimizer: optax.GradientTransformation, state: State) -> Method:
+        """A method that trains a new T on the players of `state`, which stay as they are (encoder in evaluation mode)."""
+
+        def restart(key: Array, x: Array) -> State:
+            fresh = players.init(key, x, networks, Players(*[optimizer] * 3), prior, noise_dim)
+            return State(
+                fresh.step,
+                state.params._replace(adversary=fresh.params.adversary),
+                Players(adversary=fresh.opt_state.adversary),
+                state.collections._replace(adversary=fresh.collections.adversary),
+            )
+
+        def step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, FreshInfo]:
+            draws = draw(key, x)
+            drawn, _ = contrasts.encode(
+                contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, x, draws.noise, train=False
+            )
+            gradient, (terms, after) = jax.grad(loss_of_t, has_aux=True)(
+                state.params.adversary, state.collections, draws, drawn.compared
+            )
+            after = state.collections._replace(adversary=mean_collections(reduce, after))
+            state = apply_gradients(
+                state._replace(collections=after), reduce(Players(adversary=gradient)), Players(adversary=optimizer)
+            )
+            return state._replace(step=state.step + 1), FreshInfo(terms.loss, terms.accuracy, terms.saturation)
+
+        return method._replace(name="fresh_adversary", init=restart, train_step=step)
+
+    return method._replace(fresh_adversary=fresh_adversary)

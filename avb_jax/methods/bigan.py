@@ -1,65 +1,137 @@
 """BiGAN (Donahue et al. 2016), or adversarially learned inference (Dumoulin et al. 2016); section 5.4 of the paper.
 
-The adversary tells pairs (x, enc(x, noise)) of the data from pairs (dec(z), z) of the model: T* = log q(x, z) - log p(x, z).
-There is no likelihood, and reconstructions come about only as far as encoder and decoder match. Draws beyond the first per
-example (`noise_draws`) and the scales of the ELBO are not used.
+The adversary compares pairs (x, enc(x, noise)) of the data with pairs (dec(z), z) of the model: T* = log q(x, z) - log p(x, z).
+There is no likelihood, and reconstructions come about only as far as encoder and decoder match.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from numpyro.distributions import Distribution
 
-from avb_jax import objectives, players
-from avb_jax.methods.update import play
-from avb_jax.objectives import Said
-from avb_jax.players import Model, init, reconstruct, sample, sample_posterior
-from avb_jax.types import Array, Draws, Info, Players, PyTree, State
+from avb_jax import divergences, players
+from avb_jax.distributions import Likelihood, deterministic
+from avb_jax.method import Method, identity
+from avb_jax.methods import generator
+from avb_jax.methods.avb import adversary_terms
+from avb_jax.methods.update import Generative, adversarial_step
+from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State
 
-__all__ = ["PLAYERS", "init", "reconstruct", "sample", "sample_posterior", "train_step"]
 
-PLAYERS = Players("gaussian", "deterministic", "pairs")
+class Info(NamedTuple):
+    """What a step is observed by, per example [B] and in nats."""
+
+    adversary_loss: Array
+    adversary_accuracy: Array
+    adversary_saturation: Array
 
 
 def generative_loss(
-    params: Players, adversary: PyTree, batch_stats: Players, draws: Draws, *, model: Model, beta: Array | float = 1.0,
-) -> tuple[Array, tuple[None, tuple[Array, Array], Players]]:
+    params: Players,
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    likelihood: Likelihood,
+    beta: Array | float = 1.0,
+) -> tuple[Array, Generative]:
     """Both sides non-saturating: E softplus(T(x, enc(x))) for the encoder, E softplus(-T(dec(z), z)) for the decoder.
 
     Returns:
-      The sum of the two, and (nothing observed, (z [1, B, Z] of the data, x [B, ...] of the model), new batch statistics).
+      The sum of the two, and a `Generative` without terms and with `compared` (z [1, B, Z] of the data, x [B, ...] of the
+      model).
     """
     del beta
-    posterior, encoder_stats = players.encode(
-        model, params.encoder, batch_stats.encoder, draws.x, draws.noise[:1], train=True
+    posterior, encoder = players.encode(
+        networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, draws.z_prior.shape[-1], train=True
     )
-    output, decoder_stats = players.decode(model, params.decoder, batch_stats.decoder, draws.z_prior[0], train=True)
-    shown = posterior.z, model.likelihood.mean(output)
-    t, _ = _t_of_both(adversary, batch_stats, draws, shown, model)
+    of_x, decoder = generator.decode(
+        networks.decoder, likelihood, params.decoder, collections.decoder, draws.z_prior[0], train=True
+    )
+    compared = posterior.z, of_x.mean
+    t, _ = both_sides(adversary, collections, draws, compared, networks=networks)
     loss = jnp.mean(jax.nn.softplus(t[0]) + jax.nn.softplus(-t[1]))
-    return loss, (None, shown, batch_stats._replace(encoder=encoder_stats, decoder=decoder_stats))
+    return loss, Generative(None, compared, collections._replace(encoder=encoder, decoder=decoder))
 
 
 def adversary_loss(
-    adversary: PyTree, batch_stats: Players, draws: Draws, shown: tuple[Array, Array], *, model: Model,
-) -> tuple[Array, tuple[Said, PyTree]]:
-    """The adversary's loss over the two kinds of pairs, by `model.divergence`; no gradient flows into `shown`."""
-    t, stats = _t_of_both(adversary, batch_stats, draws, jax.lax.stop_gradient(shown), model)
-    loss, said = objectives.judged(t, model)
-    return loss, (said, stats)
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    compared: tuple[Array, Array],
+    *,
+    networks: Players,
+    divergence: Callable = divergences.jensen_shannon,
+) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
+    """The adversary's loss over the two kinds of pairs, by the divergence; no gradient flows into `compared`."""
+    t, after = both_sides(adversary, collections, draws, jax.lax.stop_gradient(compared), networks=networks)
+    loss, terms = adversary_terms(t, divergence)
+    return loss, (terms, after)
 
 
-def _t_of_both(
-    adversary: PyTree, batch_stats: Players, draws: Draws, shown: tuple[Array, Array], model: Model
+def both_sides(
+    adversary: PyTree, collections: Players, draws: Draws, compared: tuple[Array, Array], *, networks: Players
 ) -> tuple[Array, PyTree]:
-    """T [2, 1, B] at the data's pairs and at the model's, through one call of the adversary."""
-    z, x = shown
+    """T [2, 1, B] at the data's pairs and at the model's, through one call, and the adversary's new collections."""
+    z, x = compared
     pairs = jnp.concatenate([draws.x, x]), jnp.concatenate([z[0], draws.z_prior[0]])[None]
-    t, stats = players.discriminate(model, adversary, batch_stats.adversary, *pairs, train=True)
-    return t.reshape(2, 1, -1), stats
+    t, after = players.evaluate_pairs(networks.adversary, adversary, collections.adversary, *pairs, train=True)
+    return t.reshape(2, 1, -1), after
 
 
-def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One step of all three players; arguments and returns as in `avb.train_step`."""
-    state, _, info = play(
-        key, state, batch, model=model, optimizers=optimizers, loss=generative_loss, adversary_loss=adversary_loss
+def bigan(
+    encoder: Any,
+    decoder: Any,
+    adversary: Any,
+    *,
+    prior: Distribution,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    likelihood: Likelihood = deterministic,
+    divergence: Callable = divergences.jensen_shannon,
+    adversary_steps: int = 1,
+) -> Method:
+    """A BiGAN.
+
+    Args:
+      encoder: (x [B, ...], noise [B, N]) -> z [B, Z].
+      decoder: z [B, Z] -> what `likelihood` takes.
+      adversary: (x [B, ...], z [B, Z]) -> T [B].
+      prior: p(z), a NumPyro distribution over vectors.
+      optimizers: an optax optimiser per player, or one for all.
+      noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
+      likelihood: the decoder's output -> a distribution, of which the mean is what the model generates.
+      divergence: the adversary's objective, one of `divergences`.
+      adversary_steps: adversary updates per step.
+    """
+    generator.check_settings(
+        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
+        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
     )
-    return state, info
+    optimizers = generator.for_each(optimizers)
+    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior)
+    loss = functools.partial(generative_loss, networks=networks, likelihood=likelihood)
+    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
+        state, _, terms = adversarial_step(
+            key,
+            state,
+            draw=lambda key: players.draw(key, x, prior, noise_dim),
+            loss=loss,
+            adversary_loss=loss_of_t,
+            optimizers=optimizers,
+            adversary_steps=adversary_steps,
+            reduce=reduce,
+        )
+        return state, Info(terms.loss, terms.accuracy, terms.saturation)
+
+    return Method("bigan", init, train_step, **generator.capabilities(networks, prior, likelihood, noise_dim, density=False))

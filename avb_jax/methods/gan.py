@@ -3,56 +3,141 @@
 A decoder and an adversary of images (`networks.ImageAdversary`), no encoder and no likelihood: T* = log p_data(x) - log p(x).
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import optax
+from numpyro.distributions import Distribution
 
-from avb_jax import objectives, players
-from avb_jax.methods.update import play
-from avb_jax.objectives import Said
-from avb_jax.players import Model, init, sample
-from avb_jax.types import Array, Draws, Info, Players, PyTree, State
+from avb_jax import divergences, players
+from avb_jax.distributions import Likelihood, deterministic
+from avb_jax.method import Method, identity
+from avb_jax.methods import generator
+from avb_jax.methods.avb import adversary_terms
+from avb_jax.methods.update import Generative, adversarial_step
+from avb_jax.network import Network, as_network
+from avb_jax.types import AdversaryOutput, AdversaryTerms, Array, Draws, Players, PyTree, State
 
-__all__ = ["PLAYERS", "init", "sample", "train_step"]
 
-PLAYERS = Players(None, "deterministic", "images")
+class Info(NamedTuple):
+    """What a step is observed by, per example [B] and in nats."""
+
+    adversary_loss: Array
+    adversary_accuracy: Array
+    adversary_saturation: Array
 
 
 def generative_loss(
-    params: Players, adversary: PyTree, batch_stats: Players, draws: Draws, *, model: Model, beta: Array | float = 1.0,
-) -> tuple[Array, tuple[None, Array, Players]]:
+    params: Players,
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    likelihood: Likelihood,
+    beta: Array | float = 1.0,
+) -> tuple[Array, Generative]:
     """The decoder's, non-saturating: E softplus(-T(dec(z))), z ~ p(z).
 
     Returns:
-      The loss, and (nothing observed, the generated images [1, B, ...], new batch statistics).
+      The loss, and a `Generative` without terms and with `compared` the generated images [1, B, ...].
     """
     del beta
-    output, stats = players.decode(model, params.decoder, batch_stats.decoder, draws.z_prior[0], train=True)
-    images = model.likelihood.mean(output)[None]
-    judgement, _ = judge_all(adversary, batch_stats, draws.x, images, model)
-    return jnp.mean(jax.nn.softplus(-judgement.t[1])), (None, images, batch_stats._replace(decoder=stats))
+    of_x, decoder = generator.decode(
+        networks.decoder, likelihood, params.decoder, collections.decoder, draws.z_prior[0], train=True
+    )
+    images = of_x.mean[None]
+    output, _ = evaluate_images(networks.adversary, adversary, collections.adversary, draws.x, images)
+    return jnp.mean(jax.nn.softplus(-output.t[1])), Generative(None, images, collections._replace(decoder=decoder))
 
 
 def adversary_loss(
-    adversary: PyTree, batch_stats: Players, draws: Draws, images: Array, *, model: Model,
-) -> tuple[Array, tuple[Said, PyTree]]:
-    """The adversary's loss, by `model.divergence`: data [B, ...] against each of K sets of made images [K, B, ...]."""
-    judgement, stats = judge_all(adversary, batch_stats, draws.x, jax.lax.stop_gradient(images), model)
-    real, made = judgement.t[:1], judgement.t[1:]
-    loss, said = objectives.judged(jnp.stack([jnp.broadcast_to(real, made.shape), made]), model)
-    return loss, (said, stats)
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    images: Array,
+    *,
+    networks: Players,
+    divergence: Callable = divergences.jensen_shannon,
+) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
+    """The adversary's loss, by the divergence: data [B, ...] against each of K sets of generated images [K, B, ...]."""
+    output, after = evaluate_images(
+        networks.adversary, adversary, collections.adversary, draws.x, jax.lax.stop_gradient(images)
+    )
+    real, generated = output.t[:1], output.t[1:]
+    loss, terms = adversary_terms(jnp.stack([jnp.broadcast_to(real, generated.shape), generated]), divergence)
+    return loss, (terms, after)
 
 
-def judge_all(adversary: PyTree, batch_stats: Players, x: Array, images: Array, model: Model):
+def evaluate_images(
+    network: Network, params: PyTree, collections: dict, x: Array, images: Array
+) -> tuple[AdversaryOutput, dict]:
     """T [1 + K, B], and the features [1 + K, B, F], of data x [B, ...] and K sets of images, through one call."""
     everything = jnp.concatenate([x[None], images])
     flat = everything.reshape(-1, *x.shape[1:])
-    judgement, stats = players.judge(model, adversary, batch_stats.adversary, flat, train=True)
-    return jax.tree.map(lambda a: a.reshape(*everything.shape[:2], *a.shape[1:]), judgement), stats
+    output, collections = players.evaluate_adversary(network, params, collections, flat, None, train=True)
+    return jax.tree.map(lambda a: a.reshape(*everything.shape[:2], *a.shape[1:]), output), collections
 
 
-def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One step of decoder and adversary; arguments and returns as in `avb.train_step`."""
-    state, _, info = play(
-        key, state, batch, model=model, optimizers=optimizers, loss=generative_loss, adversary_loss=adversary_loss
-    )
-    return state, info
+def of_images(adversary: Any) -> Network:
+    """An adversary of images alone, x [B, ...] -> T [B], as one of pairs that does not see z."""
+    network = as_network(adversary)
+
+    def init(key: Array, x: Array, z: Array) -> dict:
+        del z
+        return network.init(key, x)
+
+    def apply(variables: dict, x: Array, z: Array | None, *, train: bool):
+        del z
+        return network.apply(variables, x, train=train)
+
+    return network._replace(init=init, apply=apply)
+
+
+def gan(
+    decoder: Any,
+    adversary: Any,
+    *,
+    prior: Distribution,
+    optimizers: Players | optax.GradientTransformation,
+    likelihood: Likelihood = deterministic,
+    divergence: Callable = divergences.jensen_shannon,
+    adversary_steps: int = 1,
+) -> Method:
+    """A generative adversarial network.
+
+    Args:
+      decoder: z [B, Z] -> what `likelihood` takes.
+      adversary: x [B, ...] -> T [B].
+      prior: p(z), a NumPyro distribution over vectors.
+      optimizers: an optax optimiser per player, or one for all.
+      likelihood: the decoder's output -> a distribution, of which the mean is what the model generates.
+      divergence: the adversary's objective, one of `divergences`.
+      adversary_steps: adversary updates per step.
+    """
+    generator.check_settings(adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"))
+    optimizers = generator.for_each(optimizers)
+    networks = players.prepare(Players(None, decoder, of_images(adversary)), optimizers, prior)
+    loss = functools.partial(generative_loss, networks=networks, likelihood=likelihood)
+    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, prior, 1, likelihood)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
+        state, _, terms = adversarial_step(
+            key,
+            state,
+            draw=lambda key: players.draw(key, x, prior, 1),
+            loss=loss,
+            adversary_loss=loss_of_t,
+            optimizers=optimizers,
+            adversary_steps=adversary_steps,
+            reduce=reduce,
+        )
+        return state, Info(terms.loss, terms.accuracy, terms.saturation)
+
+    return Method("gan", init, train_step, **generator.capabilities(networks, prior, likelihood, density=False))

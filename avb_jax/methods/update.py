@@ -1,21 +1,38 @@
 """How a step goes from losses to the next State, whatever the method."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from avb_jax import players
-from avb_jax.players import Model
+from avb_jax.method import identity
 from avb_jax.streams import stream
-from avb_jax.types import Array, Info, Players, PyTree, State, Variables
+from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State
 
 
-def play(
-    key: Array, state: State, batch: Array, *, model: Model, optimizers: Players, loss: Callable, adversary_loss: Callable,
+class Generative(NamedTuple):
+    """What the encoder's and decoder's loss has found on its way, next to its value."""
+
+    terms: Any  # per example, for the Info
+    compared: PyTree  # what the adversary's loss compares with its other side
+    collections: Players  # new ones of encoder and decoder
+
+
+def adversarial_step(
+    key: Array,
+    state: State,
+    *,
+    draw: Callable[[Array], Draws],
+    loss: Callable,
+    adversary_loss: Callable,
+    optimizers: Players,
+    beta: Array | float = 1.0,
+    adversary_steps: int = 1,
     gradients: Callable | None = None,
-) -> tuple[State, PyTree, Info]:  # fmt: skip
+    reduce: Callable = identity,
+) -> tuple[State, Any, AdversaryTerms]:
     """Algorithm 1 with any two losses: `adversary_steps - 1` updates of T alone, then all players at once.
 
     In the joint update one set of draws serves all gradients, each taken at the params before it. The updates of T that go
@@ -24,40 +41,39 @@ def play(
     Args:
       key: a key of this step's own.
       state: the State before.
-      batch: x [B, ...].
-      model: networks, distributions and scales.
+      draw: key -> Draws.
+      loss: of encoder and decoder, (params, adversary, collections, draws, beta=) -> (loss [], `Generative`).
+      adversary_loss: T's, (adversary, collections, draws, compared) -> (loss [], (AdversaryTerms, T's new collections)).
       optimizers: an optax optimiser per player.
-      loss: of encoder and decoder, (params, adversary, batch_stats, draws, *, model, beta) -> (loss [], (observed, shown,
-        batch_stats)); `shown` is what T is to judge.
-      adversary_loss: T's, (adversary, batch_stats, draws, shown, *, model) -> (loss [], (`objectives.Said`, T's batch_stats)).
-      gradients: arguments as `loss`, -> (gradients of encoder and decoder, the same second part); of `loss` by default.
+      beta: weight [] of the KL term.
+      adversary_steps: updates of T in all.
+      gradients: arguments as `loss`, -> (gradients of encoder and decoder, `Generative`); of `loss` by default.
+      reduce: averages a pytree over devices.
 
     Returns:
-      The State after, what `loss` observed, and an Info of beta and what T said.
+      The State after, the `Generative.terms` and the adversary's terms.
     """
-    for i in range(1, model.adversary_steps):
-        draws = players.draw(jax.random.fold_in(stream(key, "adversary"), i), model, batch)
-        _, (_, shown, _) = loss(state.params, state.params.adversary, state.batch_stats, draws, model=model)
-        gradient, (_, stats) = jax.grad(adversary_loss, has_aux=True)(
-            state.params.adversary, state.batch_stats, draws, shown, model=model
+    for i in range(1, adversary_steps):
+        draws = draw(jax.random.fold_in(stream(key, "adversary"), i))
+        _, generative = loss(state.params, state.params.adversary, state.collections, draws)
+        gradient, (_, collections) = jax.grad(adversary_loss, has_aux=True)(
+            state.params.adversary, state.collections, draws, generative.compared
         )
-        batch_stats = state.batch_stats._replace(adversary=stats)
-        state = apply_gradients(state._replace(batch_stats=batch_stats), Players(adversary=gradient), optimizers)
+        state = state._replace(collections=state.collections._replace(adversary=mean_collections(reduce, collections)))
+        state = apply_gradients(state, reduce(Players(adversary=gradient)), optimizers)
 
-    draws = players.draw(key, model, batch)
-    beta = model.beta_at(state.step)
-    generative, (observed, shown, stats) = (gradients or jax.grad(loss, has_aux=True))(
-        state.params._replace(adversary=None), state.params.adversary, state.batch_stats, draws, model=model, beta=beta
+    draws = draw(key)
+    of_players, generative = (gradients or jax.grad(loss, has_aux=True))(
+        state.params._replace(adversary=None), state.params.adversary, state.collections, draws, beta=beta
     )
-    gradient, (said, adversary_stats) = jax.grad(adversary_loss, has_aux=True)(
-        state.params.adversary, state.batch_stats, draws, shown, model=model
+    of_adversary, (terms, collections) = jax.grad(adversary_loss, has_aux=True)(
+        state.params.adversary, state.collections, draws, generative.compared
     )
-    state = state._replace(batch_stats=stats._replace(adversary=adversary_stats))
-    state = apply_gradients(state, generative._replace(adversary=gradient), optimizers)
-    info = Info(
-        beta=beta, adversary_loss=said.loss, adversary_accuracy=said.accuracy, adversary_saturation=said.saturation
+    collections = mean_collections(reduce, generative.collections._replace(adversary=collections))
+    state = apply_gradients(
+        state._replace(collections=collections), reduce(of_players._replace(adversary=of_adversary)), optimizers
     )
-    return finish_step(state, model), observed, info
+    return state._replace(step=state.step + 1), generative.terms, terms
 
 
 def apply_gradients(state: State, gradients: Players, optimizers: Players) -> State:
@@ -71,14 +87,20 @@ def apply_gradients(state: State, gradients: Players, optimizers: Players) -> St
     return state._replace(params=Players(**params), opt_state=Players(**opt_state))
 
 
-def finish_step(state: State, model: Model) -> State:
-    """Counts the step and moves the averages, whose decay grows to `ema_decay` as (1 + t) / (10 + t)."""
-    average = state.average
-    if average is not None:
-        decay = jnp.minimum(model.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+def mean_collections(reduce: Callable, collections: PyTree) -> PyTree:
+    """Collections averaged over devices; whole numbers, such as a count of batches, are the same on each."""
 
-        def move(new: Array, old: Array) -> Array:  # a count that a user's module carries is not averaged
-            return optax.incremental_update(new, old, 1.0 - decay) if jnp.issubdtype(new.dtype, jnp.floating) else new
+    def floating(a: Array) -> Array | None:
+        return a if jnp.issubdtype(a.dtype, jnp.floating) else None
 
-        average = jax.tree.map(move, Variables(state.params, state.batch_stats), average)
-    return state._replace(step=state.step + 1, average=average)
+    averaged = reduce(jax.tree.map(floating, collections))
+    return jax.tree.map(lambda a, mean: a if mean is None else mean, collections, averaged, is_leaf=lambda a: a is None)
+
+
+def warmup(beta: float, steps: int) -> Callable[[Array], Array]:
+    """The weight of the KL term, rising linearly over `steps` steps to `beta`: step -> []."""
+
+    def at(step: Array) -> Array:
+        return jnp.asarray(beta * (jnp.minimum(1.0, (step + 1) / steps) if steps else 1.0), jnp.float32)
+
+    return at

@@ -3,31 +3,138 @@
 Gaussian, as in section 4 of the paper, or more flexible: `networks.posteriors`.
 """
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
+import optax
+from numpyro.distributions import Distribution
 
-from avb_jax import objectives, players
-from avb_jax.methods.update import apply_gradients, finish_step
-from avb_jax.players import Model, init, reconstruct, sample, sample_posterior
-from avb_jax.types import Array, Info, Players, State, Terms
-
-__all__ = ["PLAYERS", "elbo_terms", "init", "reconstruct", "sample", "sample_posterior", "train_step"]
-
-PLAYERS = Players("density", "likelihood", None)
+from avb_jax import players
+from avb_jax.distributions import Likelihood, kl_divergence, log_likelihood, normal
+from avb_jax.method import Method, identity
+from avb_jax.methods import generator
+from avb_jax.methods.update import Generative, apply_gradients, mean_collections, warmup
+from avb_jax.types import Array, Draws, Players, State, Terms, UserError
 
 
-def train_step(key: Array, state: State, batch: Array, *, model: Model, optimizers: Players) -> tuple[State, Info]:
-    """One gradient step on the negative ELBO; arguments and returns as in `avb.train_step`."""
-    beta = model.beta_at(state.step)
-    gradients, (terms, _, stats) = jax.grad(objectives.negative_elbo, has_aux=True)(
-        state.params, state.batch_stats, players.draw(key, model, batch), model=model, beta=beta
+class Info(NamedTuple):
+    """What a step is observed by, per example [B] and in nats unless said otherwise."""
+
+    elbo: Array
+    reconstruction: Array  # -log p(x|z)
+    kl: Array  # KL(q(z|x), p(z)), as in `negative_elbo`
+    beta: Array  # [] weight of the KL term in this step
+
+
+def negative_elbo(
+    params: Players,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    prior: Distribution,
+    likelihood: Likelihood,
+    beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, Generative]:
+    """Eq. 2.1 negated, for an encoder that knows its density: the VAE, with whatever posterior.
+
+    Where the encoder gives `log_q`, the KL term is log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate
+    of KL(q(z|x), p(z)), or with auxiliary variables of an upper bound on it. Where it says that q is Gaussian, N(mean, diag
+    std^2), the KL term is exact if NumPyro knows the KL of a Gaussian and this prior, and such an estimate if not. Moments
+    alone are no density.
+
+    Args:
+      params: the encoder's and the decoder's.
+      collections: every player's.
+      draws: x [B, ...] and noise [S, B, N]; its z_prior is not read.
+      networks: every player's.
+      prior: p(z).
+      likelihood: the decoder's output -> p(x|z).
+      beta: weight of the KL term.
+      train: whether batch normalisation uses this batch (and updates its statistics).
+
+    Returns:
+      The loss, and a `Generative` with `terms` a `Terms` [B] and `compared` z [S, B, Z].
+
+    Raises:
+      UserError: the encoder gives neither.
+    """
+    posterior, encoder = players.encode(
+        networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
     )
-    state = apply_gradients(state._replace(batch_stats=stats), gradients, optimizers)
-    return finish_step(state, model), Info(terms.elbo, terms.reconstruction, terms.kl, beta=beta)
+    of_x, decoder = generator.decode(
+        networks.decoder, likelihood, params.decoder, collections.decoder, posterior.z[0], train=train
+    )
+    if posterior.log_q is not None:
+        kl = jnp.mean(posterior.log_q - prior.log_prob(posterior.z), axis=0)
+    elif posterior.gaussian:
+        q = normal(posterior.mean, posterior.std)
+        kl = kl_divergence(q, prior)
+        kl = jnp.mean(q.log_prob(posterior.z) - prior.log_prob(posterior.z), axis=0) if kl is None else kl
+    else:
+        raise UserError(
+            f"encoder={networks.encoder.name}: a VAE needs a density of q(z|x); return Posterior(z, log_q=...), or "
+            "Posterior(z, mean, std, gaussian=True) where q is N(mean, diag std^2)"
+        )
+    reconstruction = -log_likelihood(of_x, draws.x)
+    after = collections._replace(encoder=encoder, decoder=decoder)
+    return jnp.mean(reconstruction + beta * kl), Generative(Terms(reconstruction, kl), posterior.z, after)
 
 
-def elbo_terms(key: Array, state: State, batch: Array, *, model: Model) -> Terms:
-    """The ELBO's terms [B] in evaluation mode; `kl` is exact for a Gaussian posterior, else estimated, see `negative_elbo`."""
-    draws = players.draw(key, model, batch)
-    params, stats = players.evaluation_variables(state)
-    _, (terms, _, _) = objectives.negative_elbo(params, stats, draws, model=model, train=False)
-    return terms
+def vae(
+    encoder: Any,
+    decoder: Any,
+    *,
+    prior: Distribution,
+    likelihood: Likelihood,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    noise_draws: int = 1,
+    beta: float = 1.0,
+    beta_warmup: int = 0,
+) -> Method:
+    """The variational autoencoder.
+
+    Args:
+      encoder: (x [B, ...], noise [B, N]) -> a `Posterior` that says that it is Gaussian, or has log_q.
+      decoder: z [B, Z] -> what `likelihood` takes.
+      prior: p(z), a NumPyro distribution over vectors.
+      likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
+      optimizers: an optax optimiser per player, or one for all.
+      noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
+      noise_draws: S, draws of z per example in a step, over which an estimated KL term is averaged; the first one is decoded.
+      beta: weight of the KL term once warmed up; 1 is the ELBO.
+      beta_warmup: steps over which the weight rises linearly from 0.
+
+    Raises:
+      UserError: a setting out of its range.
+    """
+    generator.check_settings(
+        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
+        noise_draws=(noise_draws, noise_draws >= 1, "at least 1"),
+        beta=(beta, beta >= 0, "at least 0"),
+        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+    )
+    optimizers = generator.for_each(optimizers)
+    networks = players.prepare(Players(encoder, decoder), optimizers, prior)
+    loss = functools.partial(negative_elbo, networks=networks, prior=prior, likelihood=likelihood)
+    beta_at = warmup(beta, beta_warmup)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
+
+    def train_step(key: Array, state: State, x: Array, reduce=identity) -> tuple[State, Info]:
+        beta, draws = beta_at(state.step), players.draw(key, x, prior, noise_dim, noise_draws)
+        gradients, (terms, _, after) = jax.grad(loss, has_aux=True)(state.params, state.collections, draws, beta=beta)
+        state = state._replace(collections=mean_collections(reduce, after))
+        state = apply_gradients(state, reduce(gradients), optimizers)
+        return state._replace(step=state.step + 1), Info(terms.elbo, terms.reconstruction, terms.kl, beta)
+
+    def elbo(key: Array, state: State, x: Array) -> Terms:
+        draws = players.draw(key, x, prior, noise_dim, noise_draws)
+        return loss(state.params, state.collections, draws, train=False)[1].terms
+
+    return Method("vae", init, train_step, **generator.capabilities(networks, prior, likelihood, noise_dim), elbo=elbo)

@@ -4,6 +4,7 @@ An encoder is put together from a trunk (`MLP`, `ConvNet`, `ResNet`), which turn
 and a head, which makes a posterior sample of them; `InnerProductAdversary` takes two trunks.
 """
 
+from avb_jax.network import from_equinox, from_linen, from_nnx
 from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, LatentAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
@@ -19,8 +20,29 @@ from avb_jax.networks.posteriors import (
 from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
-    "MLP", "AuxiliaryEncoder", "BlackBoxEncoder", "Conv", "ConvAdversary", "ConvDecoder", "ConvNet", "ConvTranspose",
-    "FullCovarianceEncoder", "GaussianEncoder", "GlobalScale", "IAFEncoder", "ImageAdversary", "InnerProductAdversary",
-    "LatentAdversary", "MLPDecoder", "MomentEncoder", "PlanarFlowEncoder", "RealNVPEncoder", "ResNet", "ResNetDecoder",
+    "MLP",
+    "AuxiliaryEncoder",
+    "BlackBoxEncoder",
+    "Conv",
+    "ConvAdversary",
+    "ConvDecoder",
+    "ConvNet",
+    "ConvTranspose",
+    "FullCovarianceEncoder",
+    "GaussianEncoder",
+    "GlobalScale",
+    "IAFEncoder",
+    "ImageAdversary",
+    "InnerProductAdversary",
+    "LatentAdversary",
+    "MLPDecoder",
+    "MomentEncoder",
+    "PlanarFlowEncoder",
+    "RealNVPEncoder",
+    "ResNet",
+    "ResNetDecoder",
     "Sampler",
-]  # fmt: skip
+    "from_equinox",
+    "from_linen",
+    "from_nnx",
+]

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax.networks.mlp import MLP
-from avb_jax.types import Array, Judgement
+from avb_jax.types import AdversaryOutput, Array
 
 
 class InnerProductAdversary(nn.Module):
     """T(x, z) = <f(x), g(z)> / sqrt(features) (section 4), with f(x) computed once for however many z.
 
-    The root keeps T near 1 at initialisation, whatever the width. With `minus_log_prior`, |z|^2 / 2, which is -log p(z)
-    up to a constant, is added: of T* = log q(z|x) - log p(z) the networks then have only log q to learn. With
-    `starts_at_zero` the inner product does, as T* does under adaptive contrast where q starts as a Gaussian.
+    The root keeps T near 1 at initialisation, whatever the width. With `starts_at_zero` the inner product starts at 0, as T*
+    does under adaptive contrast where q starts as a Gaussian.
 
     Maps x [B, ...] and z [..., B, Z] to T [..., B].
     """
@@ -23,7 +22,6 @@ class InnerProductAdversary(nn.Module):
     x_net: nn.Module
     z_net: nn.Module
     features: int = 512
-    minus_log_prior: bool = False
     starts_at_zero: bool = False
 
     shares_x = True
@@ -33,8 +31,7 @@ class InnerProductAdversary(nn.Module):
         kernel_init = nn.initializers.zeros if self.starts_at_zero else nn.linear.default_kernel_init
         f = nn.Dense(self.features, kernel_init=kernel_init, name="f")(self.x_net(x, train=train))
         g = nn.Dense(self.features, name="g")(self.z_net(z, train=train))
-        t = jnp.sum(f * g, axis=-1) / math.sqrt(self.features)
-        return t + 0.5 * jnp.sum(jnp.square(z), axis=-1) if self.minus_log_prior else t
+        return jnp.sum(f * g, axis=-1) / math.sqrt(self.features)
 
 
 class LatentAdversary(nn.Module):
@@ -51,12 +48,14 @@ class LatentAdversary(nn.Module):
 
 
 class ImageAdversary(nn.Module):
-    """T(x) of an image alone, with the features of the trunk's last layer; it starts at 0. Maps x [B, ...] to a `Judgement`."""
+    """T(x) of an image alone, with the features of the trunk's last layer; it starts at 0.
+
+    Maps x [B, ...] to an `AdversaryOutput`.
+    """
 
     trunk: nn.Module
 
     @nn.compact
-    def __call__(self, x: Array, z: Array | None = None, *, train: bool = False) -> Judgement:
-        del z
+    def __call__(self, x: Array, *, train: bool = False) -> AdversaryOutput:
         features = self.trunk(x, None, train=train)
-        return Judgement(nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(features)[:, 0], features)
+        return AdversaryOutput(nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(features)[:, 0], features)

@@ -42,7 +42,7 @@ class ConvNet(nn.Module):
     kernel_size: int = 5
     activation: Callable[[Array], Array] = nn.leaky_relu
     batch_norm: bool = True
-    axis_name: str | None = None  # set by `parallel` under pmap: batch statistics over all devices
+    axis_name: str | None = None  # of a map over devices: batch statistics over all of them
 
     @nn.compact
     def __call__(self, x: Array, noise: Array | None = None, *, train: bool = False) -> Array:

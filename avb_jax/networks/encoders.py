@@ -60,7 +60,7 @@ class GaussianEncoder(nn.Module):
 
 
 class MomentEncoder(nn.Module):
-    """An implicit q(z|x) that tells its moments: z = mean(x) + std(x) * v.
+    """An implicit q(z|x) that knows its moments: z = mean(x) + std(x) * v.
 
         v = sqrt(rho) n + sqrt(1 - rho) sum_i w_i(x) u_i(eps_i)
 
@@ -91,7 +91,7 @@ class MomentEncoder(nn.Module):
     head_scale: float = 1.0  # as `GaussianEncoder`'s
 
     shares_x = True
-    SHAPE = ("weights", "bases")  # params of v, which q's shape takes from, beside those of its moments
+    SHAPE = ("weights", "bases")  # params of v, which q's shape takes from, next to those of its moments
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
@@ -118,7 +118,7 @@ class MomentEncoder(nn.Module):
 
 
 class _Bases(nn.Module):
-    """One small network per basis, [..., bases, Z + K] -> [..., bases, Z], beside a linear path of the first Z numbers."""
+    """One small network per basis, [..., bases, Z + K] -> [..., bases, Z], with a linear path of the first Z numbers."""
 
     latent_dim: int
     widths: Sequence[int]
@@ -135,14 +135,14 @@ class _Bases(nn.Module):
 
 
 class Sampler(nn.Module):
-    """An implicit q(z) that depends on no x and tells its moments: z = mean + std * (sqrt(1 - rho) u(eps) + sqrt(rho) n).
+    """An implicit q(z) that depends on no x and knows its moments: z = mean + std * (sqrt(1 - rho) u(eps) + sqrt(rho) n).
 
     u is a network of noise, with a linear path that starts it near N(0, I). A share rho of each latent's variance is at the
     start n's, N(0, I): q is smooth at that scale, so that a T can resolve it.
 
-    The moments told are those over `STANDARD_DRAWS` draws of eps that are always the same. These do not enter z: u is not
+    The moments given are those over `STANDARD_DRAWS` draws of eps that are always the same. These do not enter z: u is not
     standardised by them, unlike the bases of `MomentEncoder`. It was, and its moments over them came apart from those over
-    other draws: on the tests' Rosenbrock density z told a standard deviation of 1.0 and had 1.7.
+    other draws: on the tests' Rosenbrock density z gave a standard deviation of 1.0 and had 1.7.
 
     `mean` and the log of `std` are `speed` times params: Adam moves each param by about its rate, and these may have a long
     way to go.

@@ -23,7 +23,7 @@ class FullCovarianceEncoder(nn.Module):
 
         z = mean + L noise,    log q(z|x) = log N(noise; 0, I) - sum_i log L_ii
 
-    L starts diagonal, so that q starts as `GaussianEncoder`'s. The std told is each latent's own, sqrt(diag(L L^T)).
+    L starts diagonal, so that q starts as `GaussianEncoder`'s. The std given is each latent's own, sqrt(diag(L L^T)).
 
     Maps x [B, ...] and noise [..., B, Z] to z [..., B, Z], mean and std [B, Z], log_q [..., B] in nats.
 
@@ -222,7 +222,7 @@ class AuxiliaryEncoder(nn.Module):
 
 
 class _Conditional(nn.Module):
-    """An MLP of (v [..., B, I], x's features [B, F]) to [..., B, out], every layer of which hears the features.
+    """An MLP of (v [..., B, I], x's features [B, F]) to [..., B, out], every layer of which gets the features.
 
     With `order`, a permutation of range(I), it is a MADE: of the outputs, read as repetitions of I numbers, those at i depend
     only on the inputs j with order[j] < order[i]. A unit of degree d sees the inputs j with order[j] < d.
@@ -241,7 +241,7 @@ class _Conditional(nn.Module):
             init = scaled(self.scale if last else 1.0)
             kernel = self.param(f"kernel_{i}", init, (h.shape[-1], width))
             if degrees is not None:
-                # From 0, which hears x alone, to I - 1, which hears all inputs but the last.
+                # From 0, which gets x alone, to I - 1, which gets all inputs but the last.
                 above = np.resize(self.order, width) if last else np.linspace(0, len(self.order) - 1, width).round()
                 kernel, degrees = kernel * (degrees[:, None] <= above), above
             h = h @ kernel + nn.Dense(width, kernel_init=init, name=f"features_{i}")(features)
@@ -262,7 +262,7 @@ def _log_normal(standardised: Array, std: Array) -> Array:
 
 
 def _check_noise(encoder: nn.Module, noise: Array) -> None:
-    """A single dimension of noise would broadcast, and the density told would be that of nothing."""
+    """A single dimension of noise would broadcast, and the density given would be that of nothing."""
     if noise.shape[-1] != encoder.latent_dim:
         name = type(encoder).__name__
         raise UserError(f"noise_dim={noise.shape[-1]}: {name} needs as many as latents; set it to {encoder.latent_dim}")

@@ -97,8 +97,7 @@ class ResNetDecoder(nn.Module):
 class ConvAdversary(nn.Module):
     """T(x, z) by one deep convolutional network on x, with z added to every hidden layer through a learned projection.
 
-    Maps x [B, ...] and z [B, Z] to T [B], which starts at 0. With `minus_log_prior`, |z|^2 / 2, which is -log p(z) up to a
-    constant, is added.
+    Maps x [B, ...] and z [B, Z] to T [B], which starts at 0.
     """
 
     channels: int = 64
@@ -106,7 +105,6 @@ class ConvAdversary(nn.Module):
     z_widths: Sequence[int] = (512,)
     activation: Callable[[Array], Array] = nn.leaky_relu
     batch_norm: bool = True
-    minus_log_prior: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -120,8 +118,7 @@ class ConvAdversary(nn.Module):
         h = h.reshape(h.shape[0], -1)
         for i, width in enumerate(self.z_widths):
             h = self.activation(nn.Dense(width, name=f"hidden_{i}")(h) + nn.Dense(width, name=f"z_hidden_{i}")(z))
-        t = nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[:, 0]
-        return t + 0.5 * jnp.sum(jnp.square(z), axis=-1) if self.minus_log_prior else t
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[:, 0]
 
 
 class GlobalScale(nn.Module):
