@@ -14,7 +14,7 @@ BINARIZE = ("none", "dynamic", "threshold")
 
 
 class Dataset(NamedTuple):
-    """Images [N, *x_shape], uint8 in 0..255 or float32 in [0, 1], kept small until the device scales them.
+    """Examples [N, *x_shape], uint8 in 0..255 or float32, kept small until the device scales them.
 
     Training examples in a memory-mapped file stay there, and batches are read from it ahead of the steps that need them;
     others are placed on the device as a whole.
@@ -31,44 +31,56 @@ class Dataset(NamedTuple):
         """Shape of one example."""
         return self.train.shape[1:]
 
+    def prepare(self, key: Array, stored: Array) -> Array:
+        """Stored training examples [B, ...] as x [B, ...], on the device: scaled, binarised and mirrored anew as asked."""
+        x = to_pixels(key, stored, self.binarize)
+        if not self.flip:
+            return x
+        mirrored = jax.random.bernoulli(stream(key, "flip"), shape=(len(x),) + (1,) * (x.ndim - 1))
+        return jnp.where(mirrored, x[:, :, ::-1], x)
+
 
 def from_arrays(train: np.ndarray, test: np.ndarray | None = None, binarize: str = "none", name: str = "arrays") -> Dataset:
     """A data set of the user's own arrays.
 
     Args:
-      train: [N, ...], uint8 in 0..255, or anything that is in [0, 1] (bool, integers 0 and 1, floats).
+      train: [N, ...], uint8 in 0..255, which become numbers in [0, 1]; or any numbers (bool, integers, floats) as they are.
+        Which values a model allows is up to its likelihood.
       test: held-out examples of the same shape; the training examples where there are none.
-      binarize: how the device makes binary images of intensities, see `to_pixels`.
+      binarize: how the device makes binary images of intensities in [0, 1], see `to_pixels`.
       name: what messages call it.
 
     Raises:
-      UserError: an empty or ragged array, values outside [0, 1] or not finite, unequal shapes, unknown `binarize`.
+      UserError: an empty or ragged array, values that are not finite, unequal shapes, unknown `binarize`, or values outside
+        [0, 1] that are to be binarised.
     """
     if binarize not in BINARIZE:
         raise UserError(f"data.binarize={binarize!r}: must be one of {', '.join(BINARIZE)}")
-    train = _check_images(train, f"{name}: train")
-    test = train if test is None else _check_images(test, f"{name}: test")
+    train = _check_examples(train, f"{name}: train", binarize)
+    test = train if test is None else _check_examples(test, f"{name}: test", binarize)
     if test.shape[1:] != train.shape[1:]:
         raise UserError(f"{name}: test has examples of shape {test.shape[1:]}, train {train.shape[1:]}; they must agree")
     return Dataset(train, test, binarize, name)
 
 
-def _check_images(images: np.ndarray, what: str) -> np.ndarray:
+def _check_examples(examples: np.ndarray, what: str, binarize: str) -> np.ndarray:
     try:
-        images = np.asarray(images)
+        examples = np.asarray(examples)
     except ValueError:
         raise UserError(f"{what}: examples of unequal shapes; give one array [N, ...]") from None
-    if images.ndim < 2 or not images.size:
-        raise UserError(f"{what}: shape {images.shape}; give a non-empty array [N, ...]")
-    if images.dtype == np.uint8 and images.max() > 1:
-        return images
-    if images.dtype.kind not in "buif":
-        raise UserError(f"{what}: dtype {images.dtype}; give uint8 in 0..255 or numbers in [0, 1]")
-    images = images.astype(np.float32)
-    low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 1):
-        raise UserError(f"{what}: values from {low:g} to {high:g}; scale them to [0, 1], or give uint8 in 0..255")
-    return images
+    if examples.ndim < 2 or not examples.size:
+        raise UserError(f"{what}: shape {examples.shape}; give a non-empty array [N, ...]")
+    if examples.dtype == np.uint8 and examples.max() > 1:
+        return examples
+    if examples.dtype.kind not in "buif":
+        raise UserError(f"{what}: dtype {examples.dtype}; give uint8 in 0..255, or numbers")
+    examples = examples.astype(np.float32)
+    low, high = examples.min(), examples.max()
+    if not np.isfinite([low, high]).all():
+        raise UserError(f"{what}: values from {low:g} to {high:g}; all must be finite")
+    if binarize != "none" and not (low >= 0 and high <= 1):
+        raise UserError(f"{what}: values from {low:g} to {high:g}; to binarise them, scale them to [0, 1] or give uint8")
+    return examples
 
 
 def to_pixels(key: Array, images: Array, binarize: str) -> Array:
@@ -84,15 +96,6 @@ def to_pixels(key: Array, images: Array, binarize: str) -> Array:
     if binarize == "dynamic":
         return jax.random.bernoulli(key, pixels).astype(jnp.float32)
     return (pixels >= 0.5).astype(jnp.float32) if binarize == "threshold" else pixels
-
-
-def training_pixels(key: Array, images: Array, binarize: str, flip: bool) -> Array:
-    """`to_pixels` of a training batch [B, H, W, ...], each example mirrored half of the times if `flip`."""
-    x = to_pixels(key, images, binarize)
-    if not flip:
-        return x
-    mirrored = jax.random.bernoulli(stream(key, "flip"), shape=(len(x),) + (1,) * (x.ndim - 1))
-    return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
 _EXAMPLES_PER_SHUFFLE = 2**16

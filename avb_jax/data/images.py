@@ -202,14 +202,15 @@ def _decode_all(source, index, index_path, pixels_path, size, crop, workers) -> 
         except Exception as error:  # whatever a decoder makes of a damaged file
             return " ".join(str(error).split()) or type(error).__name__
 
-    offset, begun, told = sum(block["bytes"] for block in index["blocks"]), time.monotonic(), time.monotonic()
+    offset, begun, reported = sum(block["bytes"] for block in index["blocks"]), time.monotonic(), time.monotonic()
     total, first = len(source.images), index["next"]
     lines = not sys.stderr.isatty()
     bar = tqdm.tqdm(total=total, initial=first, desc="decoding", unit="image", disable=lines, dynamic_ncols=True)
     with (
-        bar, pixels_path.open("r+b" if index["blocks"] else "wb") as file,
+        bar,
+        pixels_path.open("r+b" if index["blocks"] else "wb") as file,
         concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-    ):  # fmt: skip
+    ):
         file.truncate(offset)
         file.seek(offset)
         while index["next"] < total:
@@ -230,9 +231,9 @@ def _decode_all(source, index, index_path, pixels_path, size, crop, workers) -> 
             partial.write_text(json.dumps(index))
             os.replace(partial, index_path)
             bar.update(len(numbers))
-            if lines and (time.monotonic() - told > 5 or index["next"] == total):
-                told = time.monotonic()
-                left = (told - begun) / (index["next"] - first) * (total - index["next"])
+            if lines and (time.monotonic() - reported > 5 or index["next"] == total):
+                reported = time.monotonic()
+                left = (reported - begun) / (index["next"] - first) * (total - index["next"])
                 print(f"decoding image {index['next']:,}/{total:,}  {left:.0f} s left", file=sys.stderr, flush=True)
 
 

@@ -1,13 +1,11 @@
-"""The run directory: which config it belongs to, and the final numbers."""
+"""The run directory: which config it belongs to, where its data are, and the final numbers."""
 
 import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
 
-import numpy as np
-
+from avb_jax.data.iterator import Batches
 from avb_jax.types import UserError
 
 
@@ -26,45 +24,41 @@ def claim(workdir: pathlib.Path, config: dict) -> None:
         if fields:
             changes = "\n".join(f"  {f}: {old.get(f, '-')!r} there, {new.get(f, '-')!r} now" for f in fields)
             raise UserError(
-                f"--workdir={workdir}: holds a run of another config; choose another --workdir, or the same config\n{changes}"
+                f"workdir={workdir}: holds a run of another config; choose another workdir, or the same config\n{changes}"
             )
     write_json(path, config)
 
 
-def mean(values: np.ndarray) -> tuple[float, str]:
-    """The mean [] over all examples [N], and why it is not a finite number; '' where it is one.
+class Positions:
+    """Where an iterator of batches was at each checkpoint, so that a run continues with the batches that it would have seen."""
 
-    The reason alone has the mean over the examples with a finite value: without those whose log-likelihood is minus infinity,
-    for one, it is too high.
-    """
-    values = np.asarray(values, np.float64)
-    finite = np.isfinite(values)
-    if finite.all():
-        return float(values.mean()), ""
-    lost, reason = values[~finite], f"{np.sum(~finite)} of {len(values)} examples have no finite value"
-    if finite.any():
-        bias = " upwards" if np.all(lost == -np.inf) else " downwards" if np.all(lost == np.inf) else ""
-        reason += f"; the mean over the other {np.sum(finite)}, {values[finite].mean():.3f}, is biased{bias}"
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        return float(values.mean()), reason
+    KEPT = 3
 
+    def __init__(self, workdir: pathlib.Path, name: str, data: Batches, start: int):
+        """Takes the iterator to where it was at step `start`.
 
-def summary(per_seed: list[float], reasons: Sequence[str] = (), **others) -> dict:
-    """{'mean', 'standard_error', 'per_seed'} of one quantity, and `others`; the error is None for a single seed.
+        Raises:
+          UserError: it cannot tell where it is, or nothing was kept of that step.
+        """
+        self._path = workdir / "data" / f"{name}.json"
+        data.position()
+        kept = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if start and str(start) not in kept:
+            raise UserError(f"{self._path}: has no position of the data at step {start}; start again in a new workdir")
+        self._kept = {step: position for step, position in kept.items() if int(step) <= start}
+        if start:
+            data.restore(kept[str(start)])
 
-    Where one seed has no finite value, nor have the mean and the error, and 'reason' joins the seeds' `reasons`.
-    """
-    values = np.asarray(per_seed, np.float64)
-    spread = len(values) > 1 and np.isfinite(values).all()
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if spread else None
-    given = [f"seed {i}: {reason}" if len(values) > 1 else reason for i, reason in enumerate(reasons) if reason]
-    others |= {"reason": ". ".join(given)} if given else {}
-    with np.errstate(invalid="ignore"):
-        return {"mean": float(values.mean()), "standard_error": error, "per_seed": values.tolist(), **others}
+    def save(self, step: int, position: dict) -> None:
+        """Keeps the position after `step`, before the checkpoint is written that needs it."""
+        self._kept[str(step)] = position
+        for old in sorted(self._kept, key=int)[: -self.KEPT]:
+            del self._kept[old]
+        write_json(self._path, self._kept)
 
 
 def write_results(workdir: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
-    """Puts {method: {quantity: summary}} into `results.json`, beside what it holds of other methods and quantities."""
+    """Puts {method: {quantity: summary}} into `results.json`, next to what it holds of other methods and quantities."""
     path = workdir / "results.json"
     merged = json.loads(path.read_text()) if path.exists() else {}
     for method, quantities in results.items():

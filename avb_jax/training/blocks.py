@@ -1,0 +1,181 @@
+"""Devices: the same step under jit, under pmap, and under jit with the batch sharded over a mesh.
+
+What is compiled is a block of steps, one `lax.scan` over the batches' indices, with the data set on the device (or over the
+batches themselves, where these come from a memory-mapped file or an iterator).
+
+  jit      one device
+  pmap     one program per device, each with its share of the batch and randomness of its own; gradients, collections and what
+           is observed are averaged over the devices (`transforms.over_devices`)
+  sharded  one program over all devices of a mesh, with the batch split between them: the same numbers on any count
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from avb_jax.method import Method
+from avb_jax.transforms import of_seed, over_devices
+from avb_jax.types import Array, PyTree, State, UserError
+
+AXIS = "devices"
+MODES = ("auto", "jit", "pmap", "sharded")
+
+
+class Blocks(NamedTuple):
+    """A compiled block of steps and what places its arguments; made by `compile_blocks`.
+
+    With seeds, keys, State, indices, batches and Info have a leading axis of them.
+    """
+
+    fetch: Callable  # indices, or batches, [steps, batch_size, ...] on the host -> as `run` wants them; any thread may call it
+    run: Callable  # (key, state, batches) -> (state, Info of means); donates state
+    place: Callable  # state on the host or one device -> as `run` wants it; a copy, which `run` may take
+    gather: Callable  # as `run` returns it -> state, one copy
+    mode: str
+    devices: int
+
+
+def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[str, list]:
+    """The mode that 'auto' stands for (sharded where there are several devices), and the devices it uses.
+
+    Raises:
+      UserError: no such mode, or a batch that the devices cannot share equally.
+    """
+    devices = jax.devices() if devices is None else devices
+    if mode not in MODES:
+        raise UserError(f"parallel={mode!r}: must be one of {', '.join(MODES)}")
+    if mode == "auto":
+        mode = "sharded" if len(devices) > 1 else "jit"
+    if mode == "jit":
+        return mode, devices[:1]
+    if batch_size % len(devices):
+        raise UserError(
+            f"batch_size={batch_size}: not divisible by the {len(devices)} devices; use a multiple of {len(devices)}, or "
+            "parallel='jit' for one device"
+        )
+    return mode, devices
+
+
+def compile_blocks(
+    method: Method,
+    prepare: Callable,
+    stored: np.ndarray | None,
+    *,
+    mode: str = "auto",
+    batch_size: int,
+    num_seeds: int | None = None,
+    devices: list | None = None,
+) -> Blocks:
+    """Compiles blocks of a method's steps for the devices.
+
+    Args:
+      method: of one seed.
+      prepare: (key, stored examples [B, ...]) -> x [B, ...], on the device.
+      stored: the training examples, placed whole on every device, or read batch by batch where they are memory-mapped; None
+        where `fetch` is given batches, not indices.
+      mode: one of `MODES`.
+      batch_size: of the whole step, over all devices.
+      num_seeds: how many runs train side by side (`jax.vmap`); None: one, without an axis of seeds.
+      devices: all there are, by default.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    mode, devices = resolve(mode, batch_size, devices)
+    streamed = stored is None or isinstance(stored, np.memmap)
+    compile_for = _pmap if mode == "pmap" else _jit
+    return compile_for(method, prepare, stored, streamed, num_seeds, devices, mode)
+
+
+def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
+    block = _over_seeds(functools.partial(_block, method.train_step, prepare, None), num_seeds)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_batch = NamedSharding(mesh, PartitionSpec(*[None] * (1 if num_seeds is None else 2), AXIS))
+    data = None if streamed else jax.device_put(stored, everywhere)
+    compiled = jax.jit(block, donate_argnums=1, out_shardings=everywhere)
+
+    def fetch(batches: np.ndarray) -> Array:
+        return jax.device_put(_read(stored, batches) if streamed else batches, by_batch)
+
+    def run(key: Array, state: State, batches: Array) -> tuple[State, PyTree]:
+        return compiled(key, state, data, batches)
+
+    def place(state: State) -> State:
+        return jax.device_put(jax.tree.map(jnp.copy, state), everywhere)
+
+    return Blocks(fetch, run, place, lambda state: state, mode, len(devices))
+
+
+def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
+    block = _over_seeds(functools.partial(_block, over_devices(method, AXIS).train_step, prepare, AXIS), num_seeds)
+    compiled = jax.pmap(block, AXIS, in_axes=(None, 0, 0, 0), donate_argnums=1, devices=devices)
+    count = len(devices)
+    by_device = NamedSharding(jax.make_mesh((count,), (AXIS,), devices=devices), PartitionSpec(AXIS))
+
+    def place(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jax.device_put(np.broadcast_to(a, (count, *np.shape(a))), by_device), tree)
+
+    def first(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: a[0], tree)
+
+    data = None if streamed else place(stored)
+    position = 1 if num_seeds is None else 2  # of the batch's axis
+
+    def fetch(batches: np.ndarray) -> Array:
+        shape = batches.shape
+        shares = batches.reshape(*shape[:position], count, shape[position] // count, *shape[position + 1 :])
+        shares = np.ascontiguousarray(np.moveaxis(shares, position, 0))
+        return jax.device_put(_read(stored, shares) if streamed else shares, by_device)
+
+    def run(key: Array, state: State, batches: Array) -> tuple[State, PyTree]:
+        state, info = compiled(key, state, data, batches)
+        return state, first(info)
+
+    return Blocks(fetch, run, place, first, mode, count)
+
+
+def _read(stored: np.ndarray | None, batches: np.ndarray) -> np.ndarray:
+    """The batches, of which indices [...] are read from the memory-mapped examples in the order of their file."""
+    if stored is None:
+        return batches
+    distinct, where = np.unique(batches, return_inverse=True)
+    return np.asarray(stored[distinct])[where.reshape(batches.shape)]
+
+
+def _block(
+    step: Callable, prepare: Callable, axis: str | None, key: Array, state: State, data: Array | None, batches: Array
+) -> tuple[State, PyTree]:
+    """Steps over batches [steps, B, ...], or, where there are `data`, over their indices [steps, B].
+
+    Returns the State and the Info's means over steps and examples.
+    """
+
+    def body(state: State, batch: Array) -> tuple[State, PyTree]:
+        data_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+        if axis is not None:
+            data_key = jax.random.fold_in(data_key, jax.lax.axis_index(axis))
+        state, info = step(step_key, state, prepare(data_key, batch if data is None else data[batch]))
+        return state, jax.tree.map(jnp.mean, info)
+
+    state, infos = jax.lax.scan(body, state, batches)
+    return state, jax.tree.map(jnp.mean, infos)
+
+
+def _over_seeds(block: Callable, num_seeds: int | None) -> Callable:
+    """`block` over a leading axis of seeds; one seed is not vmapped, which would make its convolutions grouped ones."""
+    if num_seeds is None:
+        return block
+    if num_seeds > 1:
+        return jax.vmap(block, in_axes=(0, 0, None, 0))
+
+    def single(key: Array, state: State, data: Array | None, batches: Array) -> tuple[State, PyTree]:
+        result = block(key[0], of_seed(state, 0), data, batches[0])
+        return jax.tree.map(lambda a: a[None], result)
+
+    return single

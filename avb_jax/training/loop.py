@@ -1,0 +1,268 @@
+"""The host loop: batches in, blocks of steps, callbacks, checkpoints and resumption around any method's step."""
+
+import concurrent.futures
+import contextlib
+import functools
+import pathlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import distributions as dist
+
+from avb_jax.data.dataset import Dataset, batch_indices, from_arrays
+from avb_jax.data.iterator import Batches
+from avb_jax.distributions import base_distribution
+from avb_jax.method import Method
+from avb_jax.streams import stream
+from avb_jax.training import blocks, checkpoints
+from avb_jax.training.callbacks import Callback, Run
+from avb_jax.training.workdir import Positions
+from avb_jax.transforms import of_seed, over_seeds
+from avb_jax.types import Array, Diverged, State, UserError
+
+CHECKED = 10_000  # examples whose values are looked at before a training
+
+
+class Interrupted(Exception):
+    """The user stopped the run; the State so far is in its checkpoint, if it has a workdir."""
+
+
+def train(
+    method: Method,
+    data: Any,
+    *,
+    steps: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    num_seeds: int | None = None,
+    parallel: str = "auto",
+    devices: list | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    workdir: str | pathlib.Path | None = None,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    state: State | None = None,
+) -> State:
+    """`avb_jax.fit` with no other callbacks than those given; arguments, returns and errors as there."""
+    data = as_data(data)
+    batch_size = check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every)
+    name = name or method.name
+    root = jax.random.key(seed)
+    if num_seeds is None:
+        keys = jax.random.fold_in(root, 0)  # that of the first of several seeds
+    else:
+        keys = jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(num_seeds))
+    if state is None:
+        state = initial_state(method, data, seed, num_seeds)
+    state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
+    check_values(method, data, state if num_seeds is None else of_seed(state, 0), seed)
+    stored = data.train if isinstance(data, Dataset) else None
+    compiled = blocks.compile_blocks(
+        method, data.prepare, stored, mode=parallel, batch_size=batch_size, num_seeds=num_seeds, devices=devices
+    )
+
+    with contextlib.ExitStack() as stack:
+        store = positions = None
+        if workdir is not None:
+            workdir = pathlib.Path(workdir)
+            store = stack.enter_context(checkpoints.open_folder(workdir / "checkpoints" / name))
+            state = checkpoints.restore(store, state) or state
+        step = start = int(np.ravel(state.step)[0])
+        if isinstance(data, Batches) and workdir is not None:
+            positions = Positions(workdir, name, data, start)
+        run = Run(name, method, data, steps, start, batch_size, num_seeds, seed, workdir, tuple(callbacks))
+        for callback in callbacks:
+            stack.callback(callback.close)
+            callback.start(run)
+        stop = stack.enter_context(_stop_requests(run))
+        reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        state, running = compiled.place(state), None
+        clock, timed = time.monotonic(), set()
+
+        def fetch(first: int) -> concurrent.futures.Future:
+            """The batches of the block that begins at step `first`, read on their own thread, and the position after them."""
+            length = min(log_every - first % log_every, steps - first)
+
+            def read() -> tuple:
+                if isinstance(data, Batches):
+                    batches = data.take(length)
+                    batches = batches if num_seeds is None else np.broadcast_to(batches, (num_seeds, *batches.shape))
+                    return compiled.fetch(batches), None if positions is None else data.position()
+                size, several = len(data.train), range(num_seeds or 1)
+                indices = [batch_indices(size, batch_size, seed + s, first, length) for s in several]
+                return compiled.fetch(indices[0] if num_seeds is None else np.stack(indices)), None
+
+            return reader.submit(read)
+
+        ahead = fetch(step) if step < steps else None
+        saving = False
+        while step < steps and not (stop and saving):
+            length = min(log_every - step % log_every, steps - step)
+            batches, position = ahead.result()
+            state, info = compiled.run(keys, state, batches)
+            ahead = fetch(step + length) if step + length < steps else None
+            previous, running = running, (step + length, length, info)
+            step += length
+            due = step >= steps or step // checkpoint_every > (step - length) // checkpoint_every
+            saving = due or bool(stop)  # read once: a request that comes during the reports waits for the next block
+            # Reading the block before the one that was just started leaves the device something to do meanwhile.
+            for report in [previous, running] if saving else [previous]:
+                if report is None:
+                    continue
+                at, count, info = report
+                numbers = {name: np.asarray(value) for name, value in info._asdict().items() if value is not None}
+                check_finite(name, at, numbers)
+                now = time.monotonic()
+                examples = count * batch_size * (num_seeds or 1)
+                rate = examples / (now - clock) if count in timed else None
+                timed.add(count)  # the first block of a length is compiled, which is no rate to report
+                clock = now
+                for callback in callbacks:
+                    callback.report(at, numbers, rate)
+            if saving:
+                running = None
+                if positions is not None:
+                    positions.save(step, position)
+                if store is not None:
+                    checkpoints.save(store, step, compiled.gather(state))
+                if due and step < steps:
+                    kept = jax.tree.map(jnp.copy, compiled.gather(state))  # the next block takes the original
+                    for callback in callbacks:
+                        callback.checkpoint(step, kept)
+                clock = time.monotonic()
+        state = compiled.gather(state)
+        if stop and step < steps:
+            where = "" if store is None else f", saved in {workdir}; the same command continues it"
+            raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
+        for callback in callbacks:
+            callback.checkpoint(step, state)
+    return state
+
+
+def as_data(data: Any) -> Dataset | Batches:
+    """What `fit` was given as data: an array [N, ...], a `Dataset`, or an iterator of batches."""
+    if isinstance(data, Dataset | Batches):
+        return data
+    if hasattr(data, "__array__") or isinstance(data, list):
+        return from_arrays(data, name="data")
+    if hasattr(data, "__iter__"):
+        return Batches(data)
+    raise UserError(
+        f"data={type(data).__name__}: give an array x [N, ...], a data set of avb_jax.data, or an iterator of batches"
+    )
+
+
+def check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every) -> int:
+    """Refuses counts out of range, and an iterator of batches of another size; returns the batch size."""
+    if isinstance(data, Batches):
+        if batch_size not in (None, data.shape[0]):
+            raise UserError(f"batch_size={batch_size}: the iterator gives batches of {data.shape[0]}; leave it out")
+        batch_size = data.shape[0]
+    elif batch_size is None:
+        raise UserError("batch_size=None: give the number of examples per step")
+    counts = {"batch_size": batch_size, "num_seeds": num_seeds, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    for field, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{field}={value}: must be at least 1")
+    if steps < 0 or seed < 0:
+        raise UserError(f"steps={steps}, seed={seed}: must be at least 0")
+    return batch_size
+
+
+def initial_state(method: Method, data: Dataset | Batches, seed: int, num_seeds: int | None) -> State:
+    """The State before the first step, with a leading axis of seeds where there are several."""
+    shape = data.x_shape if isinstance(data, Dataset) else data.shape[1:]
+    x = jnp.zeros((2, *shape))
+    root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
+    if num_seeds is None:
+        return jax.jit(lambda key: method.init(key, x))(jax.random.fold_in(root, 0))
+    return jax.jit(lambda key: over_seeds(method, num_seeds).init(key, x))(root)
+
+
+def check_values(method: Method, data: Dataset | Batches, state: State, seed: int) -> None:
+    """Refuses data that the likelihood gives no probability to; up to `CHECKED` examples, evenly spaced, are looked at.
+
+    A Bernoulli distribution that does not validate its arguments, such as `distributions.bernoulli`, takes all of [0, 1].
+
+    Raises:
+      UserError: some values are outside the support of p(x|z).
+    """
+    if method.log_joint is None or method.decode is None:
+        return
+    key, name = stream(jax.random.key(seed), "values"), getattr(data, "name", "data")
+    of_x = method.decode(state, method.prior.sample(jax.random.fold_in(key, 0), (1,)))
+    found = base_distribution(of_x)
+    bernoulli = isinstance(found, dist.BernoulliLogits | dist.BernoulliProbs)
+
+    @jax.jit
+    def accepts(x: Array) -> Array:
+        within = jnp.all(of_x.support(x))
+        if not bernoulli:
+            return within
+        # The log-probability of an intensity is a cross-entropy, or -inf where arguments are validated.
+        return within | jnp.all((x >= 0) & (x <= 1)) & jnp.all(jnp.isfinite(of_x.log_prob(x)))
+
+    stored = data.first if isinstance(data, Batches) else data.train
+    chosen = np.linspace(0, len(stored) - 1, min(len(stored), CHECKED)).astype(int)
+    low, high, fits = np.inf, -np.inf, True
+    for i, chunk in enumerate(np.array_split(chosen, -(-len(chosen) // 500)), start=1):
+        x = data.prepare(jax.random.fold_in(key, i), jnp.asarray(stored[chunk]))
+        low, high, fits = min(low, float(x.min())), max(high, float(x.max())), fits and bool(accepts(x))
+    if not fits:
+        remedy = "scale them, or choose another likelihood"
+        if bernoulli:
+            remedy = "scale them to [0, 1] and use distributions.bernoulli, or make them 0 and 1"
+        elif of_x.support.is_discrete:
+            remedy = "give whole numbers that it has, not as uint8, which is scaled to [0, 1]; or choose another likelihood"
+        elif getattr(found.support, "upper_bound", None) is not None:
+            remedy = "scale them to what it has, such as [0, 1], or choose another likelihood"
+        raise UserError(
+            f"{name}: x has values from {low:g} to {high:g}, and the likelihood {type(found).__name__.lstrip('_')} is of "
+            f"{found.support}: {remedy}"
+        )
+
+
+def check_finite(name: str, step: int, numbers: dict[str, np.ndarray]) -> None:
+    """Stops a run with a loss that is not a number, or not finite.
+
+    Raises:
+      Diverged: some mean is not finite.
+    """
+    for field, values in numbers.items():
+        if not np.isfinite(values).all():
+            seeds = ", ".join(str(seed) for seed in np.flatnonzero(~np.isfinite(values)))
+            which = f" (seed number {seeds})" if np.ndim(values) else ""
+            raise Diverged(
+                f"{name}: {field} is not finite by step {step}{which}; lower the learning rates or clip the gradients "
+                "(optimizer.clip), then start again in a new workdir"
+            )
+
+
+@contextlib.contextmanager
+def _stop_requests(run: Run) -> Iterator[list]:
+    """A list that is empty until SIGINT or SIGTERM comes; a second one acts at once."""
+    requests = []
+    previous = {}
+
+    def request(number, frame):
+        del frame
+        requests.append(number)
+        run.note("stopping after this block of steps; once more to stop at once")
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, request)
+    except ValueError:  # not in the main thread: whoever runs this thread handles signals
+        pass
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
