@@ -4,19 +4,20 @@ Neal (2001); for decoders, Wu, Burda, Salakhutdinov & Grosse (2016). The path fr
 geometric, log f_beta = log f_0 + beta * excess with excess = log f_1 - log f_0, and beta climbs a sigmoid.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.mcmc import hmc
+from numpyro.distributions import Distribution
 
-from avb_jax.evaluation.examples import map_examples, sum_up
-from avb_jax.evaluation.proposal import Normal, proposal
-from avb_jax.players import Model, log_joint
-from avb_jax.types import Array, State, UserError
+from avb_jax.evaluation import proposal
+from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.examples import sum_up
+from avb_jax.method import Method
+from avb_jax.types import Array, State
 
 TARGET_ACCEPTANCE = 0.65  # optimal for HMC in many dimensions (Neal 2011)
 PILOTS = 2  # chains that choose the step size for the others
@@ -25,6 +26,7 @@ FIRST_STEP_SIZE = 0.5  # in standard deviations of f_0
 JITTER = 0.2  # relative; a fixed trajectory length returns to where it began on some Gaussians
 INITIAL = "encoder"
 SIGMOID_REACH = 4.0  # delta of Wu et al. (2016)
+DIVERGED = 0.1  # share of a chain's transitions from which on the chain is reported
 
 LogDensity = Callable[[Array], Array]  # z [Z] -> [] nats
 
@@ -43,51 +45,79 @@ class AnnealedEstimate(NamedTuple):
     step_size: Array  # [N, T] of the leapfrog integrator, in standard deviations of f_0
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "model", "binarize", "chains", "temperatures", "leapfrog_steps", "initial", "fit_draws", "inflation", "chunk"
-    ),
-)  # fmt: skip
-def log_likelihood(
-    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
-    binarize: str = "none", chains: int = 16, temperatures: int = 500, leapfrog_steps: int = 10, initial: str = INITIAL,
-    fit_draws: int = 64, inflation: float = 1.2, chunk: int = 20,
-) -> AnnealedEstimate:  # fmt: skip
-    """Estimates log p(x) of each example.
+@dataclasses.dataclass(frozen=True)
+class AIS(Estimator):
+    """Estimates log p(x) of each example by annealed importance sampling.
 
     Two more chains than `chains` run along and choose the step size, towards an acceptance of 0.65. They have no part in the
     estimate: chains that chose their own step sizes would no longer leave each f_beta invariant, and the weights would be
     biased.
 
-    Args:
-      key: randomness, see `examples.map_examples`.
-      state: one run's, without a leading axis of seeds.
-      images: [N, ...] as a `Dataset` stores them.
-      model: the method's model.
-      numbers: [N] which examples they are; the first N where it is None.
-      binarize: see `data.dataset.to_pixels`.
+    Attributes:
       chains: K per example.
       temperatures: T, of which each has one HMC transition.
       leapfrog_steps: gradients of the decoder per transition.
       initial: f_0, 'prior' or 'encoder', see `proposal.proposal`.
       fit_draws: draws that 'encoder' is fitted to.
       inflation: of its standard deviation.
-      chunk: examples at once.
 
     Raises:
-      UserError: a count below 1, a model without a likelihood, or an unknown `initial`.
+      UserError: a setting out of range.
     """
-    betas = schedule(temperatures)
-    log_density = log_joint(state, model)
-    check_counts(chains=chains, leapfrog_steps=leapfrog_steps)
 
-    def one(key: Array, x: Array) -> AnnealedEstimate:
+    chains: int = 16
+    temperatures: int = 500
+    leapfrog_steps: int = 10
+    initial: str = INITIAL
+    fit_draws: int = 64
+    inflation: float = 1.2
+    chunk: int = 20
+
+    name: ClassVar[str] = "ais"
+    requires: ClassVar[tuple[str, ...]] = ("log_joint",)
+
+    def __post_init__(self):
+        check_counts(
+            chains=self.chains,
+            temperatures=self.temperatures,
+            leapfrog_steps=self.leapfrog_steps,
+            chunk=self.chunk,
+            images=self.images,
+        )
+        proposal.check(self.initial, self.fit_draws, self.inflation)
+
+    def lacks(self, method: Method) -> str:
+        """As `Estimator`'s; an encoder too, where f_0 is fitted to it, and a prior over all vectors, where chains can move."""
+        return super().lacks(method) or proposal.lacks(self.initial, method) or proposal.lacks_all_vectors(method.prior)
+
+    def __call__(self, method: Method, key: Array, state: State, x: Array) -> AnnealedEstimate:
+        """The estimate for one example."""
         fit_key, chains_key = jax.random.split(key)
-        start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
-        return forward(chains_key, lambda z: log_density(x, z[None])[0], start, betas, chains, leapfrog_steps)
+        start = proposal.proposal(fit_key, state, method, x, self.initial, self.fit_draws, self.inflation)
+        log_density = lambda z: method.log_joint(state, x[None], z[None])[0]  # noqa: E731
+        return forward(chains_key, log_density, start, schedule(self.temperatures), self.chains, self.leapfrog_steps)
 
-    return map_examples("ais", one, key, images, numbers, binarize, chunk)
+    def numbers(self, subject, found: AnnealedEstimate) -> dict[tuple[str, str], Number]:
+        note_divergence(subject, self.name, found.divergent)
+        return {
+            ("log_likelihood", self.name): mean(found.log_likelihood, found.standard_error),
+            ("effective_sample_size", self.name): mean(found.effective_sample_size),
+            ("acceptance", self.name): mean(found.acceptance.mean(axis=1)),
+            ("divergent", self.name): mean(found.divergent.mean(axis=1)),
+        }
+
+    def describe(self, found: AnnealedEstimate) -> str:
+        return so_far("log-likelihood", found.log_likelihood)
+
+
+def note_divergence(subject, what: str, divergent: np.ndarray) -> None:
+    """Notes chains [N, K] that diverged."""
+    count = int(np.sum(divergent > DIVERGED))
+    if count:
+        subject.note(
+            f"{what}: {count} of {divergent.size} chains diverged in more than {DIVERGED:.0%} of their transitions; they "
+            "count, and lower the estimate; raise ais.temperatures, so that the step size has time to adapt"
+        )
 
 
 def schedule(temperatures: int) -> Array:
@@ -102,11 +132,13 @@ def schedule(temperatures: int) -> Array:
 
 
 def forward(
-    key: Array, log_density: LogDensity, start: Normal, betas: Array, chains: int, leapfrog_steps: int
+    key: Array, log_density: LogDensity, start: Distribution, betas: Array, chains: int, leapfrog_steps: int
 ) -> AnnealedEstimate:
     """Anneals from f_0 = `start` to f_1 = exp `log_density`, for one example: fields without their [N]."""
+    from blackjax.mcmc import hmc  # which starts JAX's backend where it is imported
+
     start_key, sweep_key = jax.random.split(key)
-    z = start.sample(start_key, PILOTS + chains)
+    z = start.sample(start_key, (PILOTS + chains,))
     states = jax.vmap(lambda z: hmc.init(z, _between(log_density, start, betas[1])))(z)
     first_weight = states.logdensity - start.log_prob(z)  # (beta_1 - 0) * excess
     after = jnp.append(betas[2:], 1.0)
@@ -114,24 +146,37 @@ def forward(
     log_weights = (first_weight + jnp.cumsum(trace.increment, axis=0))[:, PILOTS:]
     summary = sum_up(log_weights[-1])
     return AnnealedEstimate(
-        *summary, log_weights[-1].mean(), log_weights[-1], trace.divergent[:, PILOTS:].mean(axis=0),
-        jax.vmap(sum_up)(log_weights).effective_sample_size, trace.acceptance[:, PILOTS:].mean(axis=1), trace.step_size,
-    )  # fmt: skip
+        *summary,
+        log_weights[-1].mean(),
+        log_weights[-1],
+        trace.divergent[:, PILOTS:].mean(axis=0),
+        jax.vmap(sum_up)(log_weights).effective_sample_size,
+        trace.acceptance[:, PILOTS:].mean(axis=1),
+        trace.step_size,
+    )
 
 
 def reverse(
-    key: Array, log_density: LogDensity, start: Normal, betas: Array, chains: int, leapfrog_steps: int, z: Array,
+    key: Array,
+    log_density: LogDensity,
+    start: Distribution,
+    betas: Array,
+    chains: int,
+    leapfrog_steps: int,
+    z: Array,
     step_size: Array,
-) -> Array:  # fmt: skip
+) -> Array:
     """Anneals back from an exact posterior sample z [Z] to f_0: log weights [K] whose mean weight estimates 1 / p(x).
 
     `step_size` [T] must not depend on z: give it the forward chains'. The transitions at beta = 1, which come first, leave
     the posterior as it is and take the chains apart.
     """
+    from blackjax.mcmc import hmc
+
     states = jax.vmap(lambda z: hmc.init(z, log_density))(jnp.broadcast_to(z, (chains, *z.shape)))
-    return _sweep(
-        key, states, log_density, start, betas[:0:-1], betas[-2::-1], leapfrog_steps, step_size[::-1]
-    ).increment.sum(axis=0)
+    return _sweep(key, states, log_density, start, betas[:0:-1], betas[-2::-1], leapfrog_steps, step_size[::-1]).increment.sum(
+        axis=0
+    )
 
 
 class _Trace(NamedTuple):
@@ -146,8 +191,10 @@ def _sweep(key, states, log_density, start, betas, after, leapfrog_steps, step_s
 
     `states` are K chains at betas[0]. Where `step_sizes` is None, the first PILOTS chains adapt it.
     """
+    from blackjax.mcmc import hmc
+
     kernel = hmc.build_kernel()
-    variance = jnp.square(start.std)
+    variance = jnp.where(jnp.isfinite(start.variance), start.variance, 1.0)
 
     def body(carry, step):
         states, log_step = carry
@@ -176,16 +223,9 @@ def _sweep(key, states, log_density, start, betas, after, leapfrog_steps, step_s
     return jax.lax.scan(body, first, (keys, betas, after, step_sizes))[1]
 
 
-def _between(log_density: LogDensity, start: Normal, beta: Array) -> LogDensity:
+def _between(log_density: LogDensity, start: Distribution, beta: Array) -> LogDensity:
     def between(z: Array) -> Array:
         base = start.log_prob(z)
         return base + beta * (log_density(z) - base)
 
     return between
-
-
-def check_counts(**counts: int) -> None:
-    """Refuses a count below 1 by its name."""
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name}={count}: must be at least 1")

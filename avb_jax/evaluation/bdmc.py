@@ -5,18 +5,19 @@ from it bounds log p(x) from above, annealing forward from below, and the width 
 forward number alone does not have.
 """
 
-import functools
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from avb_jax.evaluation import ais
+from avb_jax.evaluation import ais, proposal
+from avb_jax.evaluation.estimator import Number, mean, so_far
 from avb_jax.evaluation.examples import sum_up
-from avb_jax.evaluation.proposal import proposal
-from avb_jax.players import Model, decode, evaluation_variables, log_joint
+from avb_jax.method import Method
 from avb_jax.streams import stream
-from avb_jax.types import Array, State
+from avb_jax.types import Array, State, UserError
 
 
 class Sandwich(NamedTuple):
@@ -34,50 +35,56 @@ class Sandwich(NamedTuple):
         return self.upper - self.lower
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "chains", "temperatures", "leapfrog_steps", "initial", "fit_draws", "inflation", "chunk"),
-)
-def sandwich(
-    key: Array, state: State, numbers: Array, *, model: Model, chains: int = 16, temperatures: int = 500,
-    leapfrog_steps: int = 10, initial: str = ais.INITIAL, fit_draws: int = 64, inflation: float = 1.2, chunk: int = 20,
-) -> Sandwich:  # fmt: skip
-    """Bounds log p(x) of simulated examples from both sides, with the annealing of `ais.log_likelihood`.
+@dataclasses.dataclass(frozen=True)
+class BDMC(ais.AIS):
+    """Bounds log p(x) of simulated examples from both sides, with the annealing of `AIS`, whose settings it has.
 
-    Args:
-      key: randomness; an example's follows from it and its number.
-      state: one run's, without a leading axis of seeds.
-      numbers: [N] which of the endless row of simulated examples.
-      model: the method's model.
-      chains: K in each direction.
-      temperatures: as there.
-      leapfrog_steps: as there.
-      initial: as there.
-      fit_draws: as there.
-      inflation: as there.
-      chunk: examples at once.
+    Attributes:
+      images: how many examples are simulated.
 
     Raises:
-      UserError: as there.
+      UserError: a setting out of range.
     """
-    log_density = log_joint(state, model)
-    betas = ais.schedule(temperatures)
-    ais.check_counts(chains=chains, leapfrog_steps=leapfrog_steps)
 
-    params, stats = evaluation_variables(state)
+    images: int = 20
 
-    def one(number: Array) -> Sandwich:
-        own_key = jax.random.fold_in(stream(key, "bdmc"), number)
-        z_key, x_key, fit_key, forward_key, reverse_key = jax.random.split(own_key, 5)
-        z = model.prior.sample(z_key, (1,))
-        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
-        x = model.likelihood.sample(x_key, output)[0]
-        start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
-        annealing = (lambda z: log_density(x, z[None])[0], start, betas, chains, leapfrog_steps)
+    name: ClassVar[str] = "bdmc"
+    requires: ClassVar[tuple[str, ...]] = ("log_joint", "decode", "prior")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.images is None:
+            raise UserError("images=None: must be how many examples to simulate")
+
+    def over(self, method: Method, key: Array, state: State, images: None, numbers: Array, binarize: str) -> Sandwich:
+        """The bounds of several of the endless row of simulated examples."""
+        del images, binarize
+
+        def one(number: Array) -> Sandwich:
+            return self.simulated(method, jax.random.fold_in(stream(key, "bdmc"), number), state)
+
+        return jax.lax.map(one, jnp.asarray(numbers), batch_size=min(self.chunk, len(numbers)))
+
+    def simulated(self, method: Method, key: Array, state: State) -> Sandwich:
+        """The bounds of one simulated example."""
+        z_key, x_key, fit_key, forward_key, reverse_key = jax.random.split(key, 5)
+        z = method.prior.sample(z_key, (1,))
+        x = method.decode(state, z).sample(x_key)[0].astype(jnp.float32)
+        start = proposal.proposal(fit_key, state, method, x, self.initial, self.fit_draws, self.inflation)
+        log_density = lambda z: method.log_joint(state, x[None], z[None])[0]  # noqa: E731
+        annealing = (log_density, start, ais.schedule(self.temperatures), self.chains, self.leapfrog_steps)
         lower = ais.forward(forward_key, *annealing)
         upper = sum_up(ais.reverse(reverse_key, *annealing, z[0], lower.step_size))
-        return Sandwich(
-            lower.log_likelihood, -upper.log_mean, lower.standard_error, upper.standard_error, lower.divergent
-        )
+        return Sandwich(lower.log_likelihood, -upper.log_mean, lower.standard_error, upper.standard_error, lower.divergent)
 
-    return jax.lax.map(one, jnp.asarray(numbers), batch_size=min(chunk, len(numbers)))
+    def run(self, subject) -> dict[tuple[str, str], Number]:
+        found = subject.on_examples(self, simulated=True)
+        ais.note_divergence(subject, self.name, found.divergent)
+        return {
+            ("log_likelihood_lower", self.name): mean(found.lower, found.lower_error),
+            ("log_likelihood_upper", self.name): mean(found.upper, found.upper_error),
+            ("width", self.name): mean(found.width, np.hypot(found.lower_error, found.upper_error)),
+        }
+
+    def describe(self, found: Sandwich) -> str:
+        return so_far("width", found.width, 3)

@@ -1,22 +1,21 @@
-"""The ELBO on given examples, by Monte Carlo over the posterior's draws."""
+"""The ELBO, by Monte Carlo over the posterior's draws."""
 
-import functools
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from avb_jax.evaluation.examples import map_examples
-from avb_jax.players import Model
+from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.method import Method
 from avb_jax.types import Array, State
 
 
-class ElboEstimate(NamedTuple):
+class ELBOEstimate(NamedTuple):
     """Per example, in nats."""
 
     reconstruction: Array  # [N] -log p(x|z)
-    kl: Array  # [N] KL(q(z|x), p(z)): in closed form, or T's estimate of it
+    kl: Array  # [N] KL(q(z|x), p(z)): in closed form, from log q, or T's estimate of it
     standard_error: Array  # [N] of elbo, from the spread of the draws; not a number where there is one draw
 
     @property
@@ -25,30 +24,44 @@ class ElboEstimate(NamedTuple):
         return -self.reconstruction - self.kl
 
 
-@functools.partial(jax.jit, static_argnames=("method", "model", "binarize", "draws", "chunk"))
-def elbo_terms(
-    key: Array, state: State, images: Array | np.ndarray, *, method, model: Model, numbers: Array | None = None,
-    binarize: str = "none", draws: int = 1, chunk: int = 500,
-) -> ElboEstimate:  # fmt: skip
-    """The ELBO's terms per example, averaged over `draws` posterior draws each.
+@dataclasses.dataclass(frozen=True)
+class ELBO(Estimator):
+    """The ELBO and its two terms, averaged over posterior draws.
 
-    Under AVB the KL term is T's estimate: no bound, and only as good as T.
+    Its quantities are under the name 'adversary' where the KL term is T's estimate, which is no bound and only as good as T,
+    and under 'density' where the encoder knows its density.
 
-    Args:
-      key: randomness of the draws and of the binarisation, see `examples.map_examples`.
-      state: one run's, without a leading axis of seeds.
-      images: [N, ...] as a `Dataset` stores them.
-      method: a module of `avb_jax.methods`.
-      model: the method's model.
-      numbers: [N] which examples they are; the first N where it is None.
-      binarize: see `data.dataset.to_pixels`.
-      draws: posterior draws per example.
-      chunk: examples at once.
+    Attributes:
+      draws: of z per example.
+
+    Raises:
+      UserError: no draws.
     """
 
-    def one(key: Array, x: Array) -> ElboEstimate:
-        terms = jax.vmap(lambda k: method.elbo_terms(k, state, x[None], model=model))(jax.random.split(key, draws))
-        spread = jnp.std(terms.elbo, ddof=1) if draws > 1 else jnp.nan
-        return ElboEstimate(terms.reconstruction.mean(), terms.kl.mean(), spread / jnp.sqrt(draws))
+    draws: int = 4
+    chunk: int = 250
 
-    return map_examples("elbo", one, key, images, numbers, binarize, chunk)
+    name: ClassVar[str] = "elbo"
+    requires: ClassVar[tuple[str, ...]] = ("elbo",)
+
+    def __post_init__(self):
+        check_counts(draws=self.draws, chunk=self.chunk, images=self.images)
+
+    def __call__(self, method: Method, key: Array, state: State, x: Array) -> ELBOEstimate:
+        """The ELBO's terms of one example."""
+        terms = jax.vmap(lambda key: method.elbo(key, state, x[None]))(jax.random.split(key, self.draws))
+        spread = jnp.std(terms.elbo, ddof=1) if self.draws > 1 else jnp.nan
+        return ELBOEstimate(terms.reconstruction.mean(), terms.kl.mean(), spread / jnp.sqrt(self.draws))
+
+    def numbers(self, subject, found: ELBOEstimate) -> dict[tuple[str, str], Number]:
+        kind = "density" if subject.method.adversary is None else "adversary"
+        if subject.method.adversary is not None:
+            subject.note("the ELBO and its KL are T's: estimates that bound nothing")
+        return {
+            ("elbo", kind): mean(found.elbo, found.standard_error),
+            ("reconstruction_error", kind): mean(found.reconstruction),
+            ("kl", kind): mean(found.kl),
+        }
+
+    def describe(self, found: ELBOEstimate) -> str:
+        return so_far("ELBO", found.elbo)

@@ -13,9 +13,14 @@ from avb_jax.types import Array, PyTree
 
 
 def map_examples(
-    name: str, one: Callable[[Array, Array], PyTree], key: Array, images: Array | np.ndarray, numbers: Array | None,
-    binarize: str, chunk: int,
-) -> PyTree:  # fmt: skip
+    name: str,
+    one: Callable[[Array, Array], PyTree],
+    key: Array,
+    images: Array | np.ndarray,
+    numbers: Array | None,
+    binarize: str,
+    chunk: int,
+) -> PyTree:
     """`one(key, x [*x])` of every example, stacked to [N, ...].
 
     An example's randomness follows from the key, its number and the estimator's name alone. So `chunk`, how the examples are

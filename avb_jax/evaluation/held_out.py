@@ -1,20 +1,23 @@
-"""A look at held-out examples while a method trains: the ELBO under T beside a bound that does not use T."""
+"""A look at held-out examples while a method trains: the ELBO under T and a bound that does not use T."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from avb_jax.evaluation import importance
-from avb_jax.evaluation.elbo import elbo_terms
-from avb_jax.players import Model
+from avb_jax.data.dataset import Dataset
+from avb_jax.evaluation.elbo import ELBO
+from avb_jax.evaluation.importance import ImportanceSampling
+from avb_jax.method import Method
+from avb_jax.streams import stream
+from avb_jax.training.callbacks import Callback, Run, short
 from avb_jax.types import Array, State
 
-DRAWS = 4  # of z for the ELBO, per example
 SAMPLES = 128  # of importance sampling, per example
+ESTIMATORS = ELBO(draws=4, chunk=16), ImportanceSampling(samples=SAMPLES, chunk=2)
 
 
-class HeldOut(NamedTuple):
+class Comparison(NamedTuple):
     """Means over the examples, nats."""
 
     elbo: float  # under T
@@ -24,7 +27,7 @@ class HeldOut(NamedTuple):
     effective_sample_size: float  # of SAMPLES
 
     @property
-    def parted(self) -> bool:
+    def inconsistent(self) -> bool:
         """Whether the ELBO stands more than a nat, and three standard errors, above the bound.
 
         No ELBO exceeds log p(x): then T is too small at the encoder's z, or importance sampling is far from log p(x).
@@ -32,23 +35,62 @@ class HeldOut(NamedTuple):
         return self.excess > max(1.0, 3.0 * self.excess_error)
 
 
-def compare(key: Array, state: State, images: np.ndarray, *, method, model: Model, binarize: str = "none") -> HeldOut:
-    """The two numbers on a few examples; both see the same binary images.
+def estimates(method: Method, binarize: str, key: Array, state: State, images: Array) -> tuple:
+    """Both estimates per example; pure."""
+    numbers = jax.numpy.arange(len(images))
+    return tuple(estimator.over(method, key, state, images, numbers, binarize) for estimator in ESTIMATORS)
 
-    Args:
-      key: the same one each time makes the numbers of two steps comparable.
-      state: one run's, without a leading axis of seeds.
-      images: [N, ...] as a `Dataset` stores them.
-      method: a module of `avb_jax.methods` with `elbo_terms`.
-      model: the method's model, with a likelihood.
-      binarize: see `data.dataset.to_pixels`.
-    """
-    terms = elbo_terms(key, state, images, method=method, model=model, binarize=binarize, draws=DRAWS, chunk=16)
-    bound = importance.log_likelihood(key, state, images, model=model, binarize=binarize, samples=SAMPLES, chunk=2)
-    terms, bound = jax.device_get((terms, bound))
+
+def summarise(estimates: tuple) -> Comparison:
+    """The means, from what `estimates` returns."""
+    terms, bound = jax.device_get(estimates)
     difference = terms.elbo - bound.log_likelihood
     error = np.std(difference, ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return HeldOut(
-        float(terms.elbo.mean()), float(bound.log_likelihood.mean()), float(difference.mean()), float(error),
+    return Comparison(
+        float(terms.elbo.mean()),
+        float(bound.log_likelihood.mean()),
+        float(difference.mean()),
+        float(error),
         float(bound.effective_sample_size.mean()),
-    )  # fmt: skip
+    )
+
+
+class HeldOut(Callback):
+    """At each checkpoint compares the ELBO under T with a bound that does not use T, and warns where they contradict.
+
+    It does so where there are held-out examples, and a method with a T, an ELBO and a likelihood; the same draws each time make
+    the numbers of two steps comparable.
+    """
+
+    def __init__(self, images: int = 32, quiet: bool = False):
+        """Takes the first `images` held-out examples; `quiet` reports warnings alone."""
+        self._count, self._quiet = images, quiet
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        data, method = run.data, run.method
+        self._images = None
+        held_out = isinstance(data, Dataset) and self._count and len(data.test) and data.test is not data.train
+        if held_out and None not in (method.adversary, method.elbo, method.log_joint, method.encode):
+            self._images = np.asarray(data.test[: self._count])
+            self._key = stream(jax.random.key(run.seed), "held_out")
+            self._estimates = jax.jit(lambda key, state, images: estimates(method, data.binarize, key, state, images))
+
+    def checkpoint(self, step: int, state: State) -> None:
+        if self._images is None or step >= self.run.steps:
+            return
+        found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
+        numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in Comparison._fields}
+        self.run.record(step, numbers)
+        elbo, bound = (short(numbers[f"held_out_{field}"].mean()) for field in ("elbo", "log_likelihood"))
+        if not self._quiet:
+            self.run.note(f"step {step}, held out: ELBO under T {elbo}, log p(x) by importance sampling at least {bound}")
+        for seed, one in enumerate(found):
+            if one.inconsistent:
+                which = f" (seed number {seed})" if len(found) > 1 else ""
+                self.run.note(
+                    f"warning: the ELBO under T stands {one.excess:.1f} +- {one.excess_error:.1f} nats above that "
+                    f"bound{which}: T is behind the encoder, or the bound is loose (effective sample size "
+                    f"{one.effective_sample_size:.1f} of {SAMPLES}). Lower the encoder's rate, raise adversary_steps, or use "
+                    "adaptive contrast"
+                )

@@ -51,9 +51,7 @@ def pyramid_distances(samples: np.ndarray, images: np.ndarray, seed: int = 0) ->
     _check(samples, images)
     rng = np.random.default_rng(seed)
     levels = zip(_laplacian_pyramid(_with_channels(samples)), _laplacian_pyramid(_with_channels(images)), strict=True)
-    return {
-        a.shape[1]: 1000.0 * sliced_wasserstein(_descriptors(a, rng), _descriptors(b, rng), seed=seed) for a, b in levels
-    }
+    return {a.shape[1]: 1000.0 * sliced_wasserstein(_descriptors(a, rng), _descriptors(b, rng), seed=seed) for a, b in levels}
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:

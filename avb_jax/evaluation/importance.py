@@ -1,14 +1,15 @@
-"""Log-likelihood by importance sampling: a number that takes nobody's word for the KL."""
+"""Log-likelihood by importance sampling: a bound that does not depend on T."""
 
-import functools
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from avb_jax.evaluation.examples import map_examples, sum_up
-from avb_jax.evaluation.proposal import proposal
-from avb_jax.players import Model, log_joint
+from avb_jax.evaluation import proposal
+from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.examples import sum_up
+from avb_jax.method import Method
 from avb_jax.types import Array, State
 
 
@@ -20,40 +21,52 @@ class ImportanceEstimate(NamedTuple):
     effective_sample_size: Array  # [N] in [1, samples]; near 1 the bound is loose
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "binarize", "samples", "initial", "fit_draws", "inflation", "chunk")
-)
-def log_likelihood(
-    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
-    binarize: str = "none", samples: int = 256, initial: str = "encoder", fit_draws: int = 64, inflation: float = 1.2,
-    chunk: int = 20,
-) -> ImportanceEstimate:  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class ImportanceSampling(Estimator):
     """Bounds log p(x) of each example from below with a Gaussian proposal fitted to the encoder's draws.
 
     The bound holds whatever the proposal, and is tight where the proposal covers the posterior.
 
-    Args:
-      key: randomness, see `examples.map_examples`.
-      state: one run's, without a leading axis of seeds.
-      images: [N, ...] as a `Dataset` stores them.
-      model: the method's model.
-      numbers: [N] which examples they are; the first N where it is None.
-      binarize: see `data.dataset.to_pixels`.
+    Attributes:
       samples: importance samples per example.
       initial: 'encoder' or 'prior', see `proposal.proposal`.
       fit_draws: draws that the proposal is fitted to.
       inflation: of the proposal's standard deviation, to cover the tails.
-      chunk: examples at once.
 
     Raises:
-      UserError: a model without a likelihood, or an unknown `initial`.
+      UserError: a setting out of range.
     """
-    log_density = log_joint(state, model)
 
-    def one(key: Array, x: Array) -> ImportanceEstimate:
+    samples: int = 256
+    initial: str = "encoder"
+    fit_draws: int = 64
+    inflation: float = 1.2
+    chunk: int = 20
+
+    name: ClassVar[str] = "importance"
+    requires: ClassVar[tuple[str, ...]] = ("log_joint",)
+
+    def __post_init__(self):
+        check_counts(samples=self.samples, chunk=self.chunk, images=self.images)
+        proposal.check(self.initial, self.fit_draws, self.inflation)
+
+    def lacks(self, method: Method) -> str:
+        """As `Estimator`'s; an encoder too, where the proposal is fitted to it."""
+        return super().lacks(method) or proposal.lacks(self.initial, method)
+
+    def __call__(self, method: Method, key: Array, state: State, x: Array) -> ImportanceEstimate:
+        """The estimate for one example."""
         fit_key, sample_key = jax.random.split(key)
-        start = proposal(fit_key, state, model, x, initial, fit_draws, inflation)
-        z = start.sample(sample_key, samples)
-        return ImportanceEstimate(*sum_up(log_density(x, z) - start.log_prob(z)))
+        start = proposal.proposal(fit_key, state, method, x, self.initial, self.fit_draws, self.inflation)
+        z = start.sample(sample_key, (self.samples,))
+        log_joint = method.log_joint(state, jnp.broadcast_to(x, (self.samples, *x.shape)), z)
+        return ImportanceEstimate(*sum_up(log_joint - start.log_prob(z)))
 
-    return map_examples("importance", one, key, images, numbers, binarize, chunk)
+    def numbers(self, subject, found: ImportanceEstimate) -> dict[tuple[str, str], Number]:
+        return {
+            ("log_likelihood", self.name): mean(found.log_likelihood, found.standard_error),
+            ("effective_sample_size", self.name): mean(found.effective_sample_size),
+        }
+
+    def describe(self, found: ImportanceEstimate) -> str:
+        return so_far("log-likelihood", found.log_likelihood)

@@ -1,9 +1,17 @@
 """Kullback-Leibler divergence from samples alone, by k-nearest neighbours (Wang, Kulkarni & Verdu 2009)."""
 
+import dataclasses
+from typing import ClassVar
+
 import numpy as np
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, Normal
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
+from avb_jax.evaluation import optimality
+from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
+from avb_jax.evaluation.moments import Draws
+from avb_jax.streams import stream
 from avb_jax.types import Diverged, UserError
 
 COINCIDENT = 0.25  # share of samples that may equal others, as rounding makes some; for k = 10 it costs a tenth of it in nats
@@ -90,3 +98,70 @@ def kl_to_standard_normal(a: np.ndarray, k: int = 10, seed: int = 0) -> float:
     draws = np.random.default_rng([seed, 1]).standard_normal((count, dim))  # not those that `default_rng(seed)` gives anyone
     draws = np.linalg.solve(np.linalg.cholesky(np.cov(draws, rowvar=False).reshape(dim, dim)), (draws - draws.mean(axis=0)).T).T
     return float(gaussian + kl_divergence(whitened, draws, k))
+
+
+def is_standard_normal(prior: Distribution) -> bool:
+    """Whether a prior is N(0, I), as NumPyro writes it."""
+    while isinstance(prior, Independent | ExpandedDistribution):
+        prior = prior.base_dist
+    return isinstance(prior, Normal) and bool(np.all(prior.loc == 0) and np.all(prior.scale == 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class KNN(Estimator):
+    """The KL divergences behind the ELBO from draws alone, and I(x; z), which is their difference.
+
+    KL(q(z|x), p(z)) of `images` examples, and KL(q(z), p(z)) of the aggregated posterior: the latter by two samples, as in the
+    paper's Table 1 ('knn'), and where the prior is N(0, I) about a Gaussian of q's moments too ('knn_gaussian', see
+    `kl_to_standard_normal`), as the former is.
+
+    Attributes:
+      images: of which q(z|x) is drawn from; with 0, KL(q(z), p(z)) is all.
+      draws: from each of them.
+      codes: from q(z) in all, spread over all examples.
+      neighbours: k.
+
+    Raises:
+      UserError: a setting out of range.
+    """
+
+    images: int | None = 64
+    draws: int = 1000
+    codes: int = 10_000
+    neighbours: int = 10
+    chunk: int = 4
+
+    name: ClassVar[str] = "knn"
+    requires: ClassVar[tuple[str, ...]] = ("encode", "prior")
+
+    def __post_init__(self):
+        check_counts(draws=self.draws, codes=self.codes, neighbours=self.neighbours, chunk=self.chunk)
+        check_counts(0, images=self.images)
+
+    def run(self, subject) -> dict[tuple[str, str], Number]:
+        prior, k = subject.method.prior, self.neighbours
+        per_image = -(-self.codes // len(subject.examples))
+        chunk = max(1, self.chunk * self.draws // per_image)
+        codes = subject.on_examples(Draws(draws=per_image, stream="codes", chunk=chunk)).z
+        codes = codes.reshape(-1, codes.shape[-1])
+        drawn = np.asarray(prior.sample(stream(subject.key, "prior"), (len(codes),)))
+        numbers = {("kl_aggregated_posterior", "knn"): Number(kl_divergence(codes, drawn, k))}
+        if not is_standard_normal(prior):
+            subject.note("knn: KL(q(z|x), p(z)) and I(x; z) by neighbours about a Gaussian need the prior N(0, I)")
+            return numbers
+        aggregated = kl_to_standard_normal(codes, k)
+        numbers["kl_aggregated_posterior", "knn_gaussian"] = Number(aggregated)
+        if self.images == 0:
+            return numbers
+        posterior = subject.on_examples(Draws(draws=self.draws, stream="posterior", chunk=self.chunk, images=self.images))
+        kl = np.array([kl_to_standard_normal(z, k) for z in posterior.z])
+        of_x = kl if posterior.kl is None else np.asarray(posterior.kl)
+        if subject.method.adversary is not None and subject.method.elbo is not None:
+            terms = subject.on_examples(
+                optimality.AdversaryEstimator(draws=self.draws, images=self.images, chunk=self.chunk, kept="calibration")
+            )
+            subject.results["kl_by_both"] = kl, terms.kl
+        return numbers | {
+            ("kl", "knn"): mean(kl),
+            ("mutual_information", "knn"): mean(of_x - aggregated),
+        }

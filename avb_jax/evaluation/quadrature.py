@@ -1,18 +1,22 @@
 """Integrals over latents of 1 to 3 dimensions, on grids that find the mass: log p(x), and the KL of a mixture of Gaussians."""
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import Distribution, Normal
 
-from avb_jax.distributions import StandardNormal, normal_log_prob
+from avb_jax.distributions import log_likelihood
+from avb_jax.evaluation import proposal
+from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
 from avb_jax.evaluation.examples import map_examples
-from avb_jax.players import Model, check_likelihood, decode, evaluation_variables
+from avb_jax.method import Method
 from avb_jax.types import Array, State, UserError
 
 POINTS = {1: 200, 2: 60, 3: 12}  # cells of the first grid between -CORE and CORE per dimension, by the number of dimensions
@@ -79,9 +83,12 @@ def first_grid(dim: int, points: int | None = None) -> tuple[Array, Array, float
 
 
 def log_integral(
-    log_prob: Callable[[Array, Array], Array], x: Array, prior: StandardNormal, points: int | None = None,
+    log_prob: Callable[[Array, Array], Array],
+    x: Array,
+    prior: Distribution,
+    points: int | None = None,
     chunk: int = 20_000,
-) -> QuadratureEstimate:  # fmt: skip
+) -> QuadratureEstimate:
     """The log of the integral of p(z) p(x|z), by cubature that adapts to each example's posterior.
 
     All examples share the first grid and the split of each of its cells into 2^Z. Then, example by example, the cells whose
@@ -102,8 +109,8 @@ def log_integral(
     Raises:
       UserError: more than 3 latents.
     """
-    centre, width, edge = first_grid(prior.dim, points)
-    parts, split = 2**prior.dim, SPLITS[prior.dim]
+    centre, width, edge = first_grid(prior.event_shape[0], points)
+    parts, split = 2 ** prior.event_shape[0], SPLITS[prior.event_shape[0]]
 
     def log_joint(x: Array) -> Callable[[Array], Array]:
         return lambda z: prior.log_prob(z)[:, None] + log_prob(z, x)
@@ -145,39 +152,62 @@ def log_integral(
     return jax.lax.map(of_example, (x, first.mass.T, first.error.T))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "binarize", "points", "chunk"))
-def log_likelihood(
-    key: Array, state: State, images: Array | np.ndarray, *, model: Model, numbers: Array | None = None,
-    binarize: str = "none", points: int | None = None, chunk: int = 2000,
-) -> QuadratureEstimate:  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Quadrature(Estimator):
     """Log p(x) of each example, for a model of 1 to 3 latents; see `log_integral`.
 
-    Args:
-      key: randomness of the binarisation alone, see `examples.map_examples`.
-      state: one run's, without a leading axis of seeds.
-      images: [N, ...] as a `Dataset` stores them.
-      model: the method's model.
-      numbers: [N] which examples they are; the first N where it is None.
-      binarize: see `data.dataset.to_pixels`.
-      points: cells of the first grid between -CORE and CORE, per dimension.
+    Attributes:
+      points: cells of the first grid between -CORE and CORE, per dimension; by the number of dimensions where it is None.
       chunk: grid points decoded at once.
 
     Raises:
-      UserError: more than 3 latents, or a model without a likelihood.
+      UserError: a setting out of range.
     """
-    check_likelihood(model)
-    x = map_examples("quadrature", lambda key, x: x, key, images, numbers, binarize, chunk)
-    params, stats = evaluation_variables(state)
 
-    def log_prob(z: Array, x: Array) -> Array:
-        output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
-        of_all = jax.lax.map(lambda x: model.likelihood.log_prob(output, jnp.broadcast_to(x, (len(z), *x.shape))), x)
-        return of_all.T
+    points: int | None = None
+    chunk: int = 2000
 
-    return log_integral(log_prob, x, model.prior, points, chunk)
+    name: ClassVar[str] = "quadrature"
+    requires: ClassVar[tuple[str, ...]] = ("log_joint", "decode", "prior")
+
+    def __post_init__(self):
+        check_counts(points=self.points, chunk=self.chunk, images=self.images)
+
+    def lacks(self, method: Method) -> str:
+        """As `Estimator`'s; few latents, and a prior over all vectors, as the grid is."""
+        return (
+            super().lacks(method) or _lacks_few_latents(method.prior.event_shape[0]) or proposal.lacks_all_vectors(method.prior)
+        )
+
+    def __call__(self, method: Method, key: Array, state: State, x: Array) -> QuadratureEstimate:
+        """The estimate for one example."""
+        del key
+        return jax.tree.map(lambda a: a[0], self._of(method, state, x[None]))
+
+    def over(
+        self, method: Method, key: Array, state: State, images: Array, numbers: Array, binarize: str
+    ) -> QuadratureEstimate:
+        """The estimates for several stored examples, which share the first grid."""
+        x = map_examples(self.name, lambda key, x: x, key, images, numbers, binarize, self.chunk)
+        return self._of(method, state, x)
+
+    def _of(self, method: Method, state: State, x: Array) -> QuadratureEstimate:
+        def log_prob(z: Array, x: Array) -> Array:
+            of_x = method.decode(state, z)
+            return jax.lax.map(lambda x: log_likelihood(of_x, jnp.broadcast_to(x, (len(z), *x.shape))), x).T
+
+        return log_integral(log_prob, x, method.prior, self.points, self.chunk)
+
+    def numbers(self, subject, found: QuadratureEstimate) -> dict[tuple[str, str], Number]:
+        for doubt in doubts(found):
+            subject.note(f"quadrature: {doubt}")
+        return {("log_likelihood", self.name): mean(found.log_likelihood)}
+
+    def describe(self, found: QuadratureEstimate) -> str:
+        return so_far("log-likelihood", found.log_likelihood)
 
 
-def mixture_kl(mean: Array, std: Array, prior: StandardNormal, chunk: int = 1_000_000) -> float:
+def mixture_kl(mean: Array, std: Array, prior: Distribution, chunk: int = 1_000_000) -> float:
     """KL(q(z), p(z)) in nats for q(z) the equal mixture of N(mean[n], diag std[n]^2), from [N, Z].
 
     The aggregated posterior of a VAE on N data points is of this form. With q_k the first k of the components, the widest
@@ -196,13 +226,13 @@ def mixture_kl(mean: Array, std: Array, prior: StandardNormal, chunk: int = 1_00
       UserError: more than 3 latents; moments that are not finite, or a std that is not positive; or components so much wider
         than others in one latent, and narrower in another, that no grid does.
     """
-    _check_dim(prior.dim)
+    _check_dim(prior.event_shape[0])
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     if not (jnp.isfinite(mean).all() and jnp.isfinite(std).all() and (std > 0).all()):
         raise UserError("mean, std: of the mixture's components must be finite, and std positive; check the encoder")
     order = jnp.argsort(-jnp.sum(jnp.log(std), axis=1))
     mean, std, points = mean[order], std[order], 24
-    while points**prior.dim <= FINEST:
+    while points ** prior.event_shape[0] <= FINEST:
         one, two = (float(kl) for kl in _mixture_kls(mean, std, prior, points, chunk))
         if abs(one - two) < 1e-4 * max(1.0, abs(one)):
             return 0.5 * (one + two)
@@ -213,8 +243,8 @@ def mixture_kl(mean: Array, std: Array, prior: StandardNormal, chunk: int = 1_00
     )
 
 
-@functools.partial(jax.jit, static_argnames=("prior", "points", "chunk"))
-def _mixture_kls(mean: Array, std: Array, prior: StandardNormal, points: int, chunk: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("points", "chunk"))
+def _mixture_kls(mean: Array, std: Array, prior: Distribution, points: int, chunk: int) -> Array:
     """`mixture_kl` [2] of components with the widest first, on two grids of which one lies between the other's points."""
     spacing = 2.0 * CORE / points
     axis = jnp.arange(points) * spacing - CORE
@@ -224,18 +254,21 @@ def _mixture_kls(mean: Array, std: Array, prior: StandardNormal, points: int, ch
         offset, scale = (mean[k] - mean) / std, std[k] / std
 
         def of_point(number: Array) -> Array:
-            u = axis[jnp.stack(jnp.unravel_index(number, (points,) * prior.dim))] + shift
+            u = axis[jnp.stack(jnp.unravel_index(number, (points,) * prior.event_shape[0]))] + shift
             # Summed latent by latent: a reduction over so short an axis is ten times slower.
-            each = sum(normal_log_prob(offset[:, i] + scale[:, i] * u[i]) for i in range(prior.dim)) - log_volume
-            own = jnp.sum(normal_log_prob(u)) - log_volume[k]
+            each = (
+                sum(Normal(0.0, 1.0).log_prob(offset[:, i] + scale[:, i] * u[i]) for i in range(prior.event_shape[0]))
+                - log_volume
+            )
+            own = jnp.sum(Normal(0.0, 1.0).log_prob(u)) - log_volume[k]
             wider = jax.nn.logsumexp(jnp.where(jnp.arange(count) < k, each, -jnp.inf))
             # With a = q_(k-1) and b = q_k - a, (q_k log q_k - a log a) / b = log(a + b) + (a / b) log(1 + b / a).
             ratio = jnp.clip(wider - own, -80.0, 30.0)  # log(a / b): outside, that term is 0 or 1 to every digit
             integrand = jnp.logaddexp(wider, own) + jnp.exp(ratio) * jax.nn.softplus(-ratio)
-            weight = jnp.exp(jnp.sum(normal_log_prob(u))) * spacing**prior.dim
+            weight = jnp.exp(jnp.sum(Normal(0.0, 1.0).log_prob(u))) * spacing ** prior.event_shape[0]
             return weight * (integrand - prior.log_prob(mean[k] + std[k] * u))
 
-        return jnp.sum(jax.lax.map(of_point, jnp.arange(points**prior.dim), batch_size=max(1, chunk // count)))
+        return jnp.sum(jax.lax.map(of_point, jnp.arange(points ** prior.event_shape[0]), batch_size=max(1, chunk // count)))
 
     def kl(shift: float) -> Array:
         return jnp.mean(jax.lax.map(lambda k: of_component(k, shift), jnp.arange(count)))
@@ -244,8 +277,12 @@ def _mixture_kls(mean: Array, std: Array, prior: StandardNormal, points: int, ch
 
 
 def _check_dim(dim: int) -> None:
-    if dim not in POINTS:
-        raise UserError(f"latent_dim={dim}: quadrature serves 1 to 3 latents; use an estimator that samples")
+    if lacks := _lacks_few_latents(dim):
+        raise UserError(f"latent_dim={dim}: {lacks}")
+
+
+def _lacks_few_latents(dim: int) -> str:
+    return "" if dim in POINTS else "quadrature serves 1 to 3 latents; use an estimator that samples"
 
 
 def _corners(dim: int) -> Array:
