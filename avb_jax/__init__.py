@@ -1,15 +1,63 @@
 """Adversarial Variational Bayes in JAX and Flax (Mescheder, Nowozin & Geiger 2017)."""
 
-from avb_jax import data, distributions, methods, networks, objectives, parallel, releases
-from avb_jax.distributions import Bernoulli, Deterministic, Gaussian, StandardNormal
-from avb_jax.loop import Interrupted, fit
-from avb_jax.players import Model
-from avb_jax.types import Diverged, Draws, Info, Judgement, Players, Posterior, State, Terms, UserError
-
-__all__ = [
-    "Bernoulli", "Deterministic", "Diverged", "Draws", "Gaussian", "Info", "Interrupted", "Judgement", "Model", "Players",
-    "Posterior", "StandardNormal", "State", "Terms", "UserError", "data", "distributions", "fit", "methods", "networks",
-    "objectives", "parallel",
-]  # fmt: skip
+from avb_jax import releases
 
 releases.warn()
+
+from avb_jax import contrast, data, distributions, divergences, evaluation, networks, training, transforms  # noqa: E402
+from avb_jax.evaluation import Report, evaluate  # noqa: E402
+from avb_jax.fitting import default_callbacks, fit, load  # noqa: E402
+from avb_jax.method import Method  # noqa: E402
+from avb_jax.methods.aae import aae  # noqa: E402
+from avb_jax.methods.avb import avb  # noqa: E402
+from avb_jax.methods.bigan import bigan  # noqa: E402
+from avb_jax.methods.gan import gan  # noqa: E402
+from avb_jax.methods.vae import vae  # noqa: E402
+from avb_jax.methods.vaegan import vaegan  # noqa: E402
+from avb_jax.network import Network  # noqa: E402
+from avb_jax.training.callbacks import Callback  # noqa: E402
+from avb_jax.training.loop import Interrupted  # noqa: E402
+from avb_jax.types import (  # noqa: E402
+    AdversaryOutput,
+    Diverged,
+    Draws,
+    Players,
+    Posterior,
+    State,
+    Terms,
+    UserError,
+)
+
+__all__ = [
+    "AdversaryOutput",
+    "Callback",
+    "Diverged",
+    "Draws",
+    "Interrupted",
+    "Method",
+    "Network",
+    "Players",
+    "Posterior",
+    "Report",
+    "State",
+    "Terms",
+    "UserError",
+    "aae",
+    "avb",
+    "bigan",
+    "contrast",
+    "data",
+    "default_callbacks",
+    "distributions",
+    "divergences",
+    "evaluate",
+    "evaluation",
+    "fit",
+    "gan",
+    "load",
+    "networks",
+    "training",
+    "transforms",
+    "vae",
+    "vaegan",
+]

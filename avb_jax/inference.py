@@ -2,11 +2,11 @@
 
 (Mescheder, Nowozin & Geiger 2017, the later version: eight schools.) A sampler z = enc(eps) maximises
 E_q[log p~(z) - T(z) - log r(z)], T standing in for log q(z) - log r(z) under adaptive contrast: where T is optimal, a lower
-bound on the log of the integral of p~. It is the game of `objectives` with one empty example x, and with log p~(z) - log p(z)
-in the place of log p(x|z).
+bound on the log of the integral of p~. It is a `Method` whose `log_joint` is log p~(z): p~ is in the place of the prior, and an
+example x has no numbers, so that there is nothing to decode.
 """
 
-import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,59 +17,200 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.infer.util import initialize_model
 
-from avb_jax import data, networks, objectives, players
-from avb_jax.distributions import StandardNormal
-from avb_jax.loop import fit as train
-from avb_jax.methods import avb
-from avb_jax.objectives import Said
-from avb_jax.players import Model
+from avb_jax import contrast as contrasts
+from avb_jax import networks, players
+from avb_jax.data.dataset import Dataset
+from avb_jax.distributions import standard_normal
+from avb_jax.method import Method, identity
+from avb_jax.methods import avb, generator
+from avb_jax.methods.update import Generative, adversarial_step
+from avb_jax.network import as_network
 from avb_jax.streams import stream
-from avb_jax.types import Array, Players, PyTree, State, Terms, UserError
+from avb_jax.training.callbacks import JSONLines, ProgressBar, TensorBoard
+from avb_jax.training.loop import train
+from avb_jax.transforms.ema import averaged, with_ema
+from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms, UserError
 
 PAIRS = 20_000  # draws behind `Fit.bound` and its diagnostics
+EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
+ADAPTIVE = contrasts.Adaptive()
 
 
-@dataclasses.dataclass(frozen=True)
-class Density:
-    """The user's log p~(z), as a likelihood beside the prior that `objectives` has: log p~(z) - log p(z)."""
+class Density(dist.Distribution):
+    """The user's density p~ over R^dim, up to a factor, as a distribution that cannot be sampled."""
 
-    log_density: Callable[[Array], Array]
-    prior: StandardNormal
+    support = dist.constraints.real_vector
+    pytree_aux_fields = ("log_density",)
 
-    parameters = 1
+    def __init__(self, log_density: Callable[[Array], Array], dim: int):
+        """Takes log p~ of one z [dim]."""
+        self.log_density = log_density
+        super().__init__(event_shape=(dim,), validate_args=False)
 
-    def log_prob(self, output: Array, x: Array) -> Array:
-        """Log p~(z) - log p(z) [B] in nats, from output z [B, Z, 1]."""
-        del x
-        z = output[..., 0]
-        return jax.vmap(self.log_density)(z) - self.prior.log_prob(z)
-
-    def mean(self, output: Array) -> Array:
-        """The latents themselves [B, Z]."""
-        return output[..., 0]
+    def log_prob(self, value: Array) -> Array:
+        """Log p~(z) [...] of z [..., Z]: nats, up to a constant."""
+        return jnp.vectorize(self.log_density, signature="(z)->()")(value)
 
 
-class _Identity(nn.Module):
-    """Decodes z to itself."""
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        return z[..., None]
-
-
-class _Adversary(nn.Module):
-    """T(z) = f(z) + |z|^2 / 2 at z as r standardises it: T + log r, which the sampler is trained on, is f up to a constant.
-
-    Where q has few draws nothing teaches f, and it goes on about linearly. Were T itself the network, the sampler would
-    there be rewarded by -log r, which rises as a square: the arms of the tests' banana grew too long.
-    """
+class LogDensityNetwork(nn.Module):
+    """log q(z), up to a constant, of z as r standardises it; maps x [B, 0] and z [B, Z] to [B], and starts at 0."""
 
     widths: Sequence[int]
 
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
-        return networks.LatentAdversary(self.widths, name="log_q")(x, z) + 0.5 * jnp.sum(jnp.square(z), axis=-1)
+        return networks.LatentAdversary(self.widths, name="log_q")(x, z)
+
+
+class Info(NamedTuple):
+    """What a step is observed by, per draw [B] and in nats."""
+
+    elbo: Array  # log p~(z) - T(z) - log r(z): an estimate of a bound on the log of p~'s integral, as good as T
+    adversary_loss: Array  # eq. 3.3
+    adversary_accuracy: Array  # as in AdversaryTerms
+    adversary_saturation: Array  # as in AdversaryTerms
+
+
+def negative_bound(
+    params: Players,
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    density: Density,
+    contrast: contrasts.Adaptive,
+    beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, Generative]:
+    """E_q[T(z) + log r(z) - log p~(z)] at z = enc(noise): KL(q, p~), as far as T is log q(z) - log r(z).
+
+    Args:
+      params: of which the encoder's are read.
+      adversary: T's params.
+      collections: every player's.
+      draws: x [B, 0], noise [S, B, N], z_prior [S, B, Z] from N(0, I).
+      networks: encoder and adversary.
+      density: p~.
+      contrast: how r's moments are found.
+      beta: not used; `adversarial_step` gives it to every method's loss.
+      train: whether batch normalisation uses this batch.
+
+    Returns:
+      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` z [S, B, Z] as T sees it.
+    """
+    del beta
+    drawn, encoder = contrasts.encode(
+        contrast, density, networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, train=train
+    )
+    t, _ = avb.both_sides(
+        adversary,
+        collections,
+        draws,
+        drawn.compared,
+        networks=networks,
+        prior=density,
+        contrast=contrast,
+        minus_log_prior=True,
+        train=train,
+    )
+    kl = jnp.mean(t[0] + drawn.log_ratio, axis=0)
+    terms = Terms(jnp.zeros_like(kl), kl)
+    return jnp.mean(kl), Generative(terms, drawn.compared, collections._replace(encoder=encoder))
+
+
+def density_method(
+    log_density: Callable[[Array], Array],
+    dim: int,
+    sampler: Any,
+    adversary: Any,
+    *,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    contrast: contrasts.Adaptive = ADAPTIVE,
+    adversary_steps: int = 1,
+) -> Method:
+    """AVB with adaptive contrast for a density.
+
+    T is the adversary's output plus |z|^2 / 2 at z as r standardises it: T + log r, which the sampler is trained on, is that
+    output up to a constant. Where q has few draws nothing teaches the network, and it continues about linearly. Were T itself
+    the network, the sampler would there be rewarded by -log r, which rises as a square: the arms of the tests' banana grew too
+    long.
+
+    Args:
+      log_density: z [dim] -> log p~(z) [], nats, up to a constant, differentiable, over all of R^dim.
+      dim: of z.
+      sampler: (x [B, 0], noise [B, N]) -> z [B, Z], or a `Posterior` with r's moments; `networks.Sampler`, for one.
+      adversary: (x [B, 0], z [B, Z]) -> log q(z) [B] up to a constant, at z as r standardises it.
+      optimizers: an optax optimiser per player, or one for both.
+      noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
+      contrast: how r's moments are found where the sampler does not give them.
+      adversary_steps: adversary updates per step (section 3.2).
+
+    Returns:
+      A `Method` for x [B, 0], whose `sample` draws z [count, Z] from q, whose `log_joint` is log p~(z), and whose `elbo` is the
+      bound under T. It has no decoder.
+
+    Raises:
+      UserError: a setting out of its range, or a density that is not a finite number at the origin.
+    """
+    generator.check_settings(
+        dim=(dim, dim >= 1, "at least 1"),
+        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
+        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+    )
+    at_origin = jax.eval_shape(log_density, jnp.zeros(dim))
+    if getattr(at_origin, "shape", None) != ():
+        raise UserError(f"log_density: returned {at_origin} at z [{dim}]; it must return one number for one z")
+    if not np.isfinite(log_density(jnp.zeros(dim))):
+        raise UserError("log_density: is not finite at z = 0; shift z, or give a density over all of R^dim")
+    density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
+    networks = players.prepare(Players(sampler, None, adversary), optimizers, density)
+    base = avb.compared_with(density, contrast)
+    loss = functools.partial(negative_bound, networks=networks, density=density, contrast=contrast)
+    loss_of_t = functools.partial(avb.adversary_loss, networks=networks, prior=density, contrast=contrast, minus_log_prior=True)
+    encode = generator.posterior_of(networks.encoder, noise_dim, dim)
+
+    def draw(key: Array, x: Array, draws: int = 1) -> Draws:
+        return players.draw(key, x, base, noise_dim, draws)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, density, noise_dim)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
+        state, terms, of_t = adversarial_step(
+            key,
+            state,
+            draw=lambda key: draw(key, x),
+            loss=loss,
+            adversary_loss=loss_of_t,
+            optimizers=optimizers,
+            adversary_steps=adversary_steps,
+            reduce=reduce,
+        )
+        return state, Info(terms.elbo, of_t.loss, of_t.accuracy, of_t.saturation)
+
+    def sample(key: Array, state: State, count: int) -> Array:
+        return encode(key, state, jnp.zeros((count, 0))).z
+
+    def log_joint(state: State, x: Array, z: Array) -> Array:
+        del state, x
+        return density.log_prob(z)
+
+    def elbo(key: Array, state: State, x: Array) -> Terms:
+        return loss(state.params, state.params.adversary, state.collections, draw(key, x), train=False)[1].terms
+
+    def evaluate_adversary(key: Array, state: State, x: Array, draws: int = 1) -> AdversaryTerms:
+        drawn = draw(key, x, draws)
+        _, generative = loss(state.params, state.params.adversary, state.collections, drawn, train=False)
+        _, (terms, _) = loss_of_t(state.params.adversary, state.collections, drawn, generative.compared, train=False)
+        return terms._replace(kl=generative.terms.kl)
+
+    return Method("avb", init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, adversary=evaluate_adversary)
 
 
 class Diagnostics(NamedTuple):
@@ -91,15 +232,27 @@ class Fit(NamedTuple):
     adversary: Callable[[Array], Array]  # z [N, Z] -> log q(z) - log r(z) [N] under T
     contrast: tuple[Array, Array]  # mean [Z] and standard deviation [Z] of r
     state: State
-    model: Model
+    method: Method  # whose functions take `state`, and x [B, 0]
 
 
 def fit(
-    log_density: Callable[[Array], Array], dim: int, *, steps: int = 10_000, batch_size: int = 512, seed: int = 0,
-    noise_dim: int = 16, widths: Sequence[int] = (128, 128), gaussian_share: float = 0.05,
-    adversary_widths: Sequence[int] = (256, 256), adversary_steps: int = 2, sampler_rate: float = 2e-4,
-    adversary_rate: float = 1e-3, clip: float = 10.0, workdir: str | pathlib.Path | None = None, quiet: bool = False,
-) -> Fit:  # fmt: skip
+    log_density: Callable[[Array], Array],
+    dim: int,
+    *,
+    steps: int = 10_000,
+    batch_size: int = 512,
+    seed: int = 0,
+    noise_dim: int = 16,
+    widths: Sequence[int] = (128, 128),
+    gaussian_share: float = 0.05,
+    adversary_widths: Sequence[int] = (256, 256),
+    adversary_steps: int = 2,
+    sampler_rate: float = 2e-4,
+    adversary_rate: float = 1e-3,
+    clip: float = 10.0,
+    workdir: str | pathlib.Path | None = None,
+    quiet: bool = False,
+) -> Fit:
     """Fits an implicit q(z) to a density by AVB with adaptive contrast.
 
     Args:
@@ -108,7 +261,7 @@ def fit(
       steps: of training; both rates fall to 0 along a cosine.
       batch_size: draws of z per step.
       seed: of everything random.
-      noise_dim: noise numbers that the sampler's network sees beside `dim` others, which also enter linearly; with `dim` more,
+      noise_dim: noise numbers that the sampler's network sees next to `dim` others, which also enter linearly; with `dim` more,
         the Gaussian share's, a draw takes 2 dim + noise_dim.
       widths: of the sampler's network.
       gaussian_share: of q's variance in each dimension at the start, how much is independent Gaussian noise, against a q that
@@ -125,41 +278,50 @@ def fit(
 
     Raises:
       UserError: sizes out of range, or a density that is not a finite number at the origin.
-      Interrupted: as `loop.fit`.
+      Interrupted: as `training.loop.train`.
     """
-    at_least_1 = {"dim": dim, "steps": steps, "batch_size": batch_size, "adversary_steps": adversary_steps}
-    above_0 = {"sampler_rate": sampler_rate, "adversary_rate": adversary_rate, "clip": clip}
-    checks = [(field, value, value >= 1, "at least 1") for field, value in at_least_1.items()]
-    checks += [(field, value, value > 0, "above 0") for field, value in above_0.items()]
-    checks += [
-        ("noise_dim", noise_dim, noise_dim >= 0, "at least 0"),
-        ("gaussian_share", gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
-    ]
-    for field, value, holds, remedy in checks:
-        if not holds:
-            raise UserError(f"{field}={value}: must be {remedy}")
-    there = jax.eval_shape(log_density, jnp.zeros(dim))
-    if getattr(there, "shape", None) != ():
-        raise UserError(f"log_density: returned {there} at z [{dim}]; it must return one number for one z")
-    if not np.isfinite(log_density(jnp.zeros(dim))):
-        raise UserError("log_density: is not finite at z = 0; shift z, or give a density over all of R^dim")
-    prior = StandardNormal(dim)
-    sampler, adversary = networks.Sampler(dim, tuple(widths), gaussian_share), _Adversary(tuple(adversary_widths))
-    model = Model(
-        Players(sampler, _Identity(), adversary), prior, Density(log_density, prior),
-        noise_dim=2 * dim + noise_dim, adversary_steps=adversary_steps, contrast="adaptive", ema_decay=0.999,
-    )  # fmt: skip
+    generator.check_settings(
+        dim=(dim, dim >= 1, "at least 1"),
+        steps=(steps, steps >= 1, "at least 1"),
+        batch_size=(batch_size, batch_size >= 1, "at least 1"),
+        noise_dim=(noise_dim, noise_dim >= 0, "at least 0"),
+        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+        gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
+        sampler_rate=(sampler_rate, sampler_rate > 0, "above 0"),
+        adversary_rate=(adversary_rate, adversary_rate > 0, "above 0"),
+        clip=(clip, clip > 0, "above 0"),
+    )
 
     def adam(rate: float, updates: int) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(clip), optax.adam(optax.cosine_decay_schedule(rate, updates), b1=0.5))
 
-    optimizers = Players(adam(sampler_rate, steps), optax.identity(), adam(adversary_rate, adversary_steps * steps))
-    nothing = data.from_arrays(np.zeros((batch_size, dim), np.float32), name="no data")
-    states = train(
-        avb, model, optimizers, nothing, steps=steps, batch_size=batch_size, seed=seed, workdir=workdir, quiet=quiet,
-        mode="jit", log_every=max(1, min(500, steps)), checkpoint_every=max(1, steps // 5),
-    )  # fmt: skip
-    return _summarise(jax.tree.map(lambda a: a[0], states), model, seed)
+    sampler = networks.Sampler(dim, tuple(widths), gaussian_share)
+    adversary = LogDensityNetwork(tuple(adversary_widths))
+    optimizers = Players(encoder=adam(sampler_rate, steps), adversary=adam(adversary_rate, adversary_steps * steps))
+    method = density_method(
+        log_density,
+        dim,
+        sampler,
+        adversary,
+        optimizers=optimizers,
+        noise_dim=2 * dim + noise_dim,
+        adversary_steps=adversary_steps,
+    )
+    method = with_ema(method, EMA_DECAY)
+    nothing = np.zeros((batch_size, 0), np.float32)
+    state = train(
+        method,
+        Dataset(nothing, nothing, name="no data"),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        workdir=workdir,
+        parallel="jit",
+        log_every=max(1, min(500, steps)),
+        checkpoint_every=max(1, steps // 5),
+        callbacks=[JSONLines(), TensorBoard(), *([] if quiet else [ProgressBar()])],
+    )
+    return _summarise(method, adversary, state, dim, seed)
 
 
 def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, seed: int = 0, **options: Any) -> Fit:
@@ -176,13 +338,8 @@ def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, s
       A `Fit` whose `sample` gives {site: [count, ...]} in the constrained space, deterministic sites included.
 
     Raises:
-      UserError: NumPyro is missing, or the model has discrete latent sites.
+      UserError: the model has discrete latent sites, or none.
     """
-    try:
-        from numpyro import handlers
-        from numpyro.infer.util import initialize_model
-    except ImportError:
-        raise UserError("fit_numpyro: NumPyro is not installed; pip install 'avb_jax[numpyro]'") from None
     kwargs = model_kwargs or {}
     key = stream(jax.random.key(seed), "numpyro")
     trace = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
@@ -198,33 +355,32 @@ def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, s
     return fitted._replace(sample=lambda key, count: constrain(fitted.unconstrained(key, count)))
 
 
-def _summarise(state: State, model: Model, seed: int) -> Fit:
-    dim, (params, stats) = model.prior.dim, players.evaluation_variables(state)
-    key = stream(jax.random.key(seed), "summary")
-
-    @jax.jit
-    def judge(params: Players) -> tuple[Terms, Said]:
-        draws = players.draw(key, model, jnp.zeros((PAIRS, dim)))
-        _, (terms, z, _) = objectives.negative_elbo_adversarial(
-            params, params.adversary, stats, draws, model=model, train=False
-        )
-        _, (said, _) = objectives.adversary_loss(params.adversary, stats, draws, z, model=model, train=False)
-        return terms, said
-
-    terms, said = jax.device_get(judge(params))
-    nothing = jnp.zeros((1, dim)), jnp.zeros((1, model.noise_dim))
-    posterior, _ = players.encode(model, params.encoder, {}, *nothing, train=False)
+def _summarise(method: Method, adversary: nn.Module, state: State, dim: int, seed: int) -> Fit:
+    evaluate = jax.jit(lambda key, x: (method.elbo(key, state, x), method.adversary(key, state, x)))
+    terms, of_t = jax.device_get(evaluate(stream(jax.random.key(seed), "summary"), jnp.zeros((PAIRS, 0))))
+    posterior = method.encode(jax.random.key(0), state, jnp.zeros((1, 0)))
     mean, std = posterior.mean[0], posterior.std[0]
+    variables, of_z = averaged(state), Players(adversary=as_network(adversary))
 
     @jax.jit
-    def adversary(z: Array) -> Array:
-        z = (z - mean) / std
-        t, _ = players.discriminate(model, params.adversary, {}, jnp.zeros((len(z), dim)), z[None], train=False)
+    def log_ratio(z: Array) -> Array:
+        t, _ = avb.evaluate_t(
+            variables.params.adversary,
+            variables.collections,
+            jnp.zeros((len(z), 0)),
+            ((z - mean) / std)[None],
+            networks=of_z,
+            prior=standard_normal(dim),
+            contrast=ADAPTIVE,
+            minus_log_prior=True,
+            train=False,
+        )
         return t[0]
 
-    def unconstrained(key: Array, count: int) -> Array:
-        return avb.sample_posterior(key, state, model, jnp.zeros((count, dim)))
+    def sample(key: Array, count: int) -> Array:
+        return method.sample(key, state, count)
 
-    diagnostics = Diagnostics(float(said.loss.mean()), float(said.accuracy.mean()), float(said.t.mean()))
+    diagnostics = Diagnostics(float(of_t.loss.mean()), float(of_t.accuracy.mean()), float(of_t.t.mean()))
     error = float(terms.elbo.std(ddof=1) / np.sqrt(PAIRS))
-    return Fit(unconstrained, unconstrained, float(terms.elbo.mean()), error, diagnostics, adversary, (mean, std), state, model)
+    bound = float(terms.elbo.mean())
+    return Fit(sample, sample, bound, error, diagnostics, log_ratio, (mean, std), state, method)

@@ -1,50 +1,20 @@
-"""Arrays in, figures out."""
+"""Diagrams: arrays in, Matplotlib figures out; `figures.save` writes them."""
 
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from PIL import Image
 
 PRIOR_RADIUS = math.sqrt(-2.0 * math.log(0.05))  # the circle that holds 95% of a standard normal in the plane
 COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00b25d")
 
 
-def tile(images: np.ndarray, columns: int, gap: int = 1, background: float = 0.5) -> np.ndarray:
-    """Images [N, H, W] or [N, H, W, C] side by side in rows of `columns`, as one; pixels in [0, 1], clipped."""
-    images = np.clip(np.asarray(images, np.float32), 0.0, 1.0)
-    rows, (height, width) = -(-len(images) // columns), images.shape[1:3]
-    size = rows * (height + gap) + gap, columns * (width + gap) + gap
-    canvas = np.full((*size, *images.shape[3:]), background, np.float32)
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def save_images(path: pathlib.Path, images: np.ndarray, columns: int, smallest: int = 640) -> None:
-    """Writes `tile(images)` as a PNG, enlarged in whole steps to about `smallest` pixels across."""
-    canvas = np.round(tile(images, columns) * 255.0).astype(np.uint8)
-    canvas = canvas[..., 0] if canvas.ndim == 3 and canvas.shape[2] == 1 else canvas
-    factor = max(1, round(smallest / canvas.shape[1]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas.repeat(factor, axis=0).repeat(factor, axis=1)).save(path)
-
-
-def interleave(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
-    """Rows of originals, each above the row of its reconstructions."""
-    rows = [part.reshape(-1, columns, *part.shape[1:]) for part in (np.asarray(originals), np.asarray(reconstructions))]
-    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
-
-
-def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: Sequence[str]) -> None:
+def latent_codes(codes: dict[str, np.ndarray], labels: Sequence[str]) -> Figure:
     """Figure 3: one panel per model with its latent codes, a colour per data point, and the prior's 95% circle.
 
     Args:
-      path: of the PNG.
       codes: by title, draws [points, draws, 2] from q(z|x).
       labels: one per data point.
     """
@@ -59,15 +29,20 @@ def save_latent_codes(path: pathlib.Path, codes: dict[str, np.ndarray], labels: 
     panels[0].set_ylabel("$z_2$")
     handles, names = panels[0].get_legend_handles_labels()
     legend = figure.legend(
-        handles, names, loc="outside lower center", ncols=len(labels), markerscale=5, frameon=False,
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=len(labels),
+        markerscale=5,
+        frameon=False,
         title="data point (pixel that is on); dashed: 95% of the prior",
-    )  # fmt: skip
+    )
     for handle in legend.legend_handles:
         handle.set_alpha(1)
-    _save(figure, path)
+    return figure
 
 
-def save_weights(path: pathlib.Path, log_weight: np.ndarray, effective: np.ndarray) -> None:
+def weights(log_weight: np.ndarray, effective: np.ndarray) -> Figure:
     """How far the log weights [N, K] of N examples spread about their log-mean, and the effective sample sizes [N]."""
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     spread, sizes = figure.subplots(1, 2)
@@ -79,10 +54,10 @@ def save_weights(path: pathlib.Path, log_weight: np.ndarray, effective: np.ndarr
     sizes.hist(effective, bins=np.linspace(0.0, count, 33), color=COLOURS[0])
     sizes.set(xlabel=f"effective sample size, of {count} chains", ylabel="examples", xlim=(0, count))
     sizes.yaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    return figure
 
 
-def save_annealing(path: pathlib.Path, traces: dict[str, np.ndarray], beta: np.ndarray) -> None:
+def annealing(traces: dict[str, np.ndarray], beta: np.ndarray) -> Figure:
     """Traces [N, T] over the temperatures, by title: the examples' median and their middle 90%, above beta [T]."""
     figure = Figure(figsize=(3.6 * (len(traces) + 1), 3.4), layout="constrained")
     *panels, last = figure.subplots(1, len(traces) + 1)
@@ -97,10 +72,10 @@ def save_annealing(path: pathlib.Path, traces: dict[str, np.ndarray], beta: np.n
     last.set_title("inverse temperature", fontsize=11)
     last.set(xlabel="temperature", ylim=(0, None))
     figure.supxlabel("line and band: median and middle 90% of the examples", fontsize=9, color="0.3")
-    _save(figure, path)
+    return figure
 
 
-def save_calibration(path: pathlib.Path, reference: np.ndarray, estimate: np.ndarray) -> None:
+def calibration(reference: np.ndarray, estimate: np.ndarray) -> Figure:
     """KL(q(z|x), p(z)) per example under T against the nearest neighbours' [N], nats."""
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     panel = figure.subplots()
@@ -111,10 +86,10 @@ def save_calibration(path: pathlib.Path, reference: np.ndarray, estimate: np.nda
     panel.plot(ends, ends, color="0.3", linestyle="--", linewidth=1)
     panel.set(xlim=ends, ylim=ends, aspect="equal", xlabel="KL(q(z|x), p(z)) by k-nearest neighbours (nats)")
     panel.set_ylabel("KL(q(z|x), p(z)) under T (nats)")
-    _save(figure, path)
+    return figure
 
 
-def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray, threshold: float) -> None:
+def latent_activity(activity: np.ndarray, variance: np.ndarray, threshold: float) -> Figure:
     """Per latent, most active first: the variance over x of E[z|x] [Z], and q(z|x)'s own variance on average [Z]."""
     figure = Figure(figsize=(max(7.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
     panel, order = figure.subplots(), np.argsort(-activity)
@@ -125,14 +100,13 @@ def save_latents(path: pathlib.Path, activity: np.ndarray, variance: np.ndarray,
     panel.set(yscale="log", xlabel="latent, by activity", xlim=(0.5, len(order) + 0.5))
     panel.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def save_comparison(path: pathlib.Path, methods: dict[str, dict[str, np.ndarray]], columns: int = 6) -> None:
+def comparison(methods: dict[str, dict[str, np.ndarray]], columns: int = 6) -> Figure:
     """A column per method, with what there is of it below each other; further methods in further rows.
 
     Args:
-      path: of the PNG.
       methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [points, draws, 2], which are
         coloured by point and drawn with the prior's 95% circle.
       columns: how many methods are side by side at most.
@@ -162,14 +136,13 @@ def save_comparison(path: pathlib.Path, methods: dict[str, dict[str, np.ndarray]
                 panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
             else:
                 panel.imshow(content, cmap="gray", vmin=0.0, vmax=1.0, interpolation="none")
-    _save(figure, path)
+    return figure
 
 
-def save_pairs(path: pathlib.Path, draws: dict[str, np.ndarray], names: Sequence[str]) -> None:
+def pairs(draws: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
     """Marginals on the diagonal and pairs below it, one block of panels per method, side by side.
 
     Args:
-      path: of the PNG.
       draws: by title, [N, D]; the first one's outline is drawn over the other marginals.
       names: of the D dimensions.
     """
@@ -197,9 +170,4 @@ def save_pairs(path: pathlib.Path, draws: dict[str, np.ndarray], names: Sequence
                 panel.set_ylim(limits[i])
             if i == size - 1:
                 panel.set_xlabel(names[j], fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    return figure

@@ -1,0 +1,374 @@
+"""From an experiment's config to what it describes: data set, method, optimisers; and from a run directory back to them.
+
+The fields are explained in `experiments/configs/common.py`.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+
+import avb_jax
+from avb_jax import contrast, data, distributions, divergences, networks
+from avb_jax.data.dataset import Dataset
+from avb_jax.data.photos import Photos
+from avb_jax.method import Method
+from avb_jax.training import blocks
+from avb_jax.transforms import with_ema
+from avb_jax.types import Players, UserError
+
+ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "silu": nn.silu, "tanh": nn.tanh}
+SCHEDULES = ("constant", "cosine")
+CONTRASTS = ("none", "adaptive")
+DIVERGENCES = {
+    "jensen_shannon": divergences.jensen_shannon,
+    "kl": divergences.kl,
+    "reverse_kl": divergences.reverse_kl,
+    "pearson": divergences.pearson,
+    "hellinger": divergences.hellinger,
+}
+POSTERIORS = {
+    "diagonal": networks.GaussianEncoder,
+    "full": networks.FullCovarianceEncoder,
+    "planar": networks.PlanarFlowEncoder,
+    "iaf": networks.IAFEncoder,
+    "realnvp": networks.RealNVPEncoder,
+    "auxiliary": networks.AuxiliaryEncoder,
+}
+# The likelihood, and how many numbers per pixel it takes of the decoder.
+LIKELIHOODS = {
+    "bernoulli": lambda config: (distributions.bernoulli, 1),
+    "gaussian": lambda config: (distributions.gaussian(config.likelihood_std), 1 if config.likelihood_std else 2),
+    "logistic": lambda config: (distributions.discretized_logistic(), 2),
+}
+SCALES = {"pixel": False, "global": True}  # whether all pixels share one learned scale
+
+
+def methods(config: ml_collections.ConfigDict, x_shape: tuple[int, ...]) -> dict[str, Method]:
+    """The methods that `config.method` names (several with commas between), by name, for examples of this shape.
+
+    Raises:
+      UserError: a field's value is not one of those that it may have.
+    """
+    return {name: method(config, name, x_shape) for name in method_names(config)}
+
+
+def method_names(config: ml_collections.ConfigDict) -> list[str]:
+    """What `config.method` names.
+
+    Raises:
+      UserError: there is no such method.
+    """
+    names = [name.strip() for name in config.method.split(",")]
+    for name in names:
+        _pick("method", name, METHODS)
+    return names
+
+
+def method(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ...]) -> Method:
+    """The method of a name; every method gets the same decoder."""
+    _check(config)
+    made = METHODS[name](config, _family(config, name, x_shape))
+    return with_ema(made, config.ema_decay) if config.ema_decay else made
+
+
+def dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """The data set of `config.data`."""
+    options = Photos(**{field: config.data[field] for field in Photos._fields if field in config.data})
+    return data.load(config.data.name, config.data.dir, config.data.binarize, options)
+
+
+def optimizers(config: ml_collections.ConfigDict) -> Players:
+    """Adam for each player at its own rate, with the schedule and clipping of `config.optimizer`.
+
+    The shape of a `networks.MomentEncoder`'s posterior takes `contrast.shape_rate` times the encoder's steps.
+    """
+    options, shape_rate = config.optimizer, config.contrast.shape_rate
+    if not shape_rate > 0:
+        raise UserError(f"contrast.shape_rate={shape_rate!r}: must be positive")
+    if options.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule={options.schedule!r}: must be one of {', '.join(SCHEDULES)}")
+
+    def adam(player: str, updates_per_step: int) -> optax.GradientTransformation:
+        rate, updates = options[f"{player}_rate"], config.steps * updates_per_step
+        if not rate > 0:
+            raise UserError(f"optimizer.{player}_rate={rate!r}: must be positive")
+        schedule = optax.cosine_decay_schedule(rate, max(updates, 1)) if options.schedule == "cosine" else rate
+        clip = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
+        return optax.chain(clip, optax.adam(schedule, b1=options.b1, b2=options.b2))
+
+    def of_shape(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in networks.MomentEncoder.SHAPE, params)
+
+    encoder = adam("encoder", 1)
+    if shape_rate != 1.0:
+        encoder = optax.chain(encoder, optax.masked(optax.scale(shape_rate), of_shape))
+    return Players(encoder, adam("decoder", 1), adam("adversary", config.adversary_steps))
+
+
+class Run(NamedTuple):
+    """What a run directory's config describes."""
+
+    config: ml_collections.ConfigDict
+    name: str
+    method: Method
+    data: Dataset
+    num_seeds: int
+
+
+def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> Run:
+    """One of the methods of a run, with the data set that it was trained on.
+
+    Args:
+      workdir: of the run.
+      name: which of its methods; the first where it is None.
+      data_dir: where the data is, if no longer where the run found it.
+
+    Raises:
+      UserError: no run there, or a method that it does not have.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"workdir={workdir}: no run there (there is no {path}); name the directory of a finished run")
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config.data.dir = data_dir or config.data.dir
+    names = method_names(config)
+    if name is not None and name not in names:
+        raise UserError(f"method={name!r}: the run in {workdir} has {', '.join(names)}")
+    found, name = dataset(config), name or names[0]
+    return Run(config, name, method(config, name, found.x_shape), found, config.num_seeds)
+
+
+class Parts(NamedTuple):
+    """What the constructors of methods choose from."""
+
+    trunk: nn.Module  # of the encoder
+    decoder: nn.Module
+    pairs: nn.Module  # an adversary of (x, z)
+    latents: nn.Module  # of z
+    images: nn.Module  # of x
+    likelihood: Callable
+
+
+def _family(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ...]) -> Parts:
+    likelihood, parameters = _pick("likelihood", config.likelihood, LIKELIHOODS)(config)
+    shared = _pick("likelihood_scale", config.likelihood_scale, SCALES) and parameters == 2
+    if name in ("bigan", "gan", "vaegan"):
+        likelihood, parameters, shared = distributions.deterministic, 1, False
+    family = _pick("network.family", config.network.family, FAMILIES)
+    lacking = [field for field in FAMILY_FIELDS[config.network.family] if field not in config.network]
+    if lacking:
+        raise UserError(f"network.family={config.network.family!r}: this config has no network.{lacking[0]}; use one that has")
+    trunk, decoder, pairs, latents, images = family(config, x_shape, 1 if shared else parameters)
+    decoder = networks.GlobalScale(decoder) if shared else decoder
+    return Parts(trunk, decoder, pairs, latents, images, likelihood)
+
+
+def _avb(config, parts: Parts) -> Method:
+    options, adaptive = config.contrast, config.contrast.kind == "adaptive"
+    encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
+    if adaptive and options.bases:
+        encoder = networks.MomentEncoder(
+            parts.trunk,
+            config.latent_dim,
+            options.bases,
+            tuple(options.widths),
+            options.gaussian_share,
+            config.network.head_scale,
+        )
+        noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
+    return avb_jax.avb(
+        encoder,
+        parts.decoder,
+        parts.pairs,
+        contrast=contrast.Adaptive(options.moment_draws, options.moment_gradients) if adaptive else None,
+        minus_log_prior=config.network.minus_log_prior,
+        likelihood=parts.likelihood,
+        noise_dim=noise_dim,
+        adversary_floor=config.adversary_floor,
+        noise_draws=config.noise_draws,
+        **_kl_weight(config),
+        **_of_adversary(config),
+        **_shared(config),
+    )
+
+
+def _aae(config, parts: Parts) -> Method:
+    return avb_jax.aae(
+        networks.BlackBoxEncoder(parts.trunk, config.latent_dim),
+        parts.decoder,
+        parts.latents,
+        likelihood=parts.likelihood,
+        noise_dim=config.noise_dim,
+        adversary_floor=config.adversary_floor,
+        noise_draws=config.noise_draws,
+        **_kl_weight(config),
+        **_of_adversary(config),
+        **_shared(config),
+    )
+
+
+def _vae(config, parts: Parts) -> Method:
+    kind, options = config.posterior.kind, config.posterior
+    more = {"flows": options.flows, "widths": tuple(options.widths)}
+    more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
+    encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
+    return avb_jax.vae(
+        encoder,
+        parts.decoder,
+        likelihood=parts.likelihood,
+        noise_dim=config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0),
+        noise_draws=config.noise_draws,
+        **_kl_weight(config),
+        **_shared(config),
+    )
+
+
+def _bigan(config, parts: Parts) -> Method:
+    return avb_jax.bigan(
+        _gaussian(config, parts),
+        parts.decoder,
+        parts.pairs,
+        noise_dim=config.latent_dim,
+        **_of_adversary(config),
+        **_shared(config),
+    )
+
+
+def _gan(config, parts: Parts) -> Method:
+    return avb_jax.gan(parts.decoder, parts.images, **_of_adversary(config), **_shared(config))
+
+
+def _vaegan(config, parts: Parts) -> Method:
+    return avb_jax.vaegan(
+        _gaussian(config, parts),
+        parts.decoder,
+        parts.images,
+        noise_dim=config.latent_dim,
+        feature_weight=config.feature_weight,
+        **_kl_weight(config),
+        **_of_adversary(config),
+        **_shared(config),
+    )
+
+
+METHODS = {"avb": _avb, "vae": _vae, "aae": _aae, "bigan": _bigan, "gan": _gan, "vaegan": _vaegan}
+
+
+def _gaussian(config, parts: Parts) -> nn.Module:
+    return networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale)
+
+
+def _shared(config) -> dict[str, Any]:
+    return {"prior": distributions.standard_normal(config.latent_dim), "optimizers": optimizers(config)}
+
+
+def _of_adversary(config) -> dict[str, Any]:
+    divergence = _pick("divergence", config.divergence, DIVERGENCES)
+    return {"divergence": divergence, "adversary_steps": config.adversary_steps}
+
+
+def _kl_weight(config) -> dict[str, Any]:
+    return {"beta": config.beta, "beta_warmup": config.beta_warmup}
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what the constructors do not see."""
+    options = config.contrast
+    _pick("contrast.kind", options.kind, CONTRASTS)
+    _pick("posterior.kind", config.posterior.kind, POSTERIORS)
+    for field, value, holds, remedy in (
+        ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
+        ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
+        ("posterior.flows", config.posterior.flows, config.posterior.flows >= 1, "at least 1"),
+        ("network.head_scale", config.network.head_scale, config.network.head_scale > 0, "positive"),
+    ):
+        if not holds:
+            raise UserError(f"{field}={value!r}: must be {remedy}")
+
+
+def _inner_product(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
+    z_net = networks.MLP(z_widths, _activation(config))
+    adaptive = config.contrast.kind == "adaptive"
+    return networks.InnerProductAdversary(x_net, z_net, config.network.adversary_features, starts_at_zero=adaptive)
+
+
+def _mlp(config, x_shape, parameters):
+    activation, widths, rank = _activation(config), tuple(config.network.widths), len(x_shape)
+
+    def trunk() -> networks.MLP:
+        return networks.MLP(widths, activation, rank)
+
+    pairs = _inner_product(config, trunk(), widths)
+    decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
+    latents = networks.LatentAdversary(widths, activation)
+    return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
+
+
+def _conv(config, x_shape, parameters):
+    options, activation, axis = config.network, _activation(config), _axis(config)
+
+    def trunk() -> networks.ConvNet:
+        return networks.ConvNet(options.channels, options.kernel_size, activation, options.batch_norm, axis_name=axis)
+
+    z_widths = tuple(options.z_widths)
+    decoder = networks.ConvDecoder(
+        x_shape,
+        parameters,
+        options.channels,
+        options.kernel_size,
+        activation,
+        options.decoder_batch_norm,
+        axis_name=axis,
+    )
+    pairs, latents = _inner_product(config, trunk(), z_widths), networks.LatentAdversary(z_widths, activation)
+    return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
+
+
+def _resnet(config, x_shape, parameters):
+    options, activation, axis = config.network, _activation(config), _axis(config)
+    adversary, widths = (options.adversary_channels, options.adversary_kernel_size), tuple(options.adversary_widths)
+    encoder = networks.ResNet(
+        options.channels, options.kernel_size, options.units, activation, options.batch_norm, axis_name=axis
+    )
+    decoder = networks.ResNetDecoder(
+        x_shape,
+        parameters,
+        options.channels,
+        options.kernel_size,
+        options.units,
+        activation,
+        options.decoder_batch_norm,
+        axis_name=axis,
+    )
+    pairs = networks.ConvAdversary(*adversary, widths, activation, options.batch_norm, axis_name=axis)
+    images = networks.ImageAdversary(networks.ConvNet(*adversary, activation, options.batch_norm, axis_name=axis))
+    return encoder, decoder, pairs, networks.LatentAdversary(widths, activation), images
+
+
+FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
+FAMILY_FIELDS = {
+    "mlp": ("widths", "adversary_features"),
+    "conv": ("channels", "kernel_size", "z_widths", "adversary_features"),
+    "resnet": ("units", "adversary_channels", "adversary_kernel_size", "adversary_widths"),
+}
+
+
+def _axis(config) -> str | None:
+    """Under pmap, batch statistics are over the global batch."""
+    return blocks.AXIS if config.parallel == "pmap" else None
+
+
+def _activation(config):
+    return _pick("network.activation", config.network.activation, ACTIVATIONS)
+
+
+def _pick(field: str, name: str, choices):
+    if name not in choices:
+        raise UserError(f"{field}={name!r}: must be one of {', '.join(choices)}")
+    return choices[name] if isinstance(choices, dict) else name

@@ -1,0 +1,166 @@
+"""`fit` trains a method with what a user expects of a training; `load` gives back what was trained."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from avb_jax.data.dataset import Dataset
+from avb_jax.evaluation.held_out import HeldOut
+from avb_jax.method import Method
+from avb_jax.training import checkpoints
+from avb_jax.training.callbacks import Callback, JSONLines, ProgressBar, TensorBoard
+from avb_jax.training.loop import as_data, initial_state, train
+from avb_jax.types import State, UserError
+
+
+def default_callbacks(held_out: int = 32, quiet: bool = False) -> list[Callback]:
+    """What `fit` does by default: numbers to `metrics.jsonl` and TensorBoard, progress, and a look at held-out examples.
+
+    Args:
+      held_out: examples on which, at each checkpoint, the ELBO under T is compared with a bound on log p(x) that does not use
+        T, with a warning where they contradict each other (`evaluation.held_out`).
+      quiet: no progress on the terminal; warnings are reported.
+    """
+    return [JSONLines(), TensorBoard(), *([] if quiet else [ProgressBar()]), HeldOut(held_out, quiet)]
+
+
+def fit(
+    method: Method,
+    data: Any,
+    *,
+    steps: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    num_seeds: int | None = None,
+    parallel: str = "auto",
+    devices: list | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    workdir: str | pathlib.Path | None = None,
+    name: str | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    quiet: bool = False,
+    state: State | None = None,
+) -> State:
+    """Trains a method, from its latest checkpoint where there is one.
+
+    Args:
+      method: what to train.
+      data: examples x [N, ...], a data set of `avb_jax.data`, or an iterator of batches x [B, ...]. One that has `get_state`
+        and `set_state`, as grain's have, is saved and restored with the run. Of a memory-mapped data set, batches are read
+        ahead.
+      steps: how many steps the run has in all.
+      batch_size: of a step, over all devices; an iterator's own.
+      seed: of everything random; with the step's number it determines each step.
+      num_seeds: how many runs train side by side, from a seed each; None: one, and no array of the State has an axis of seeds.
+      parallel: how devices are used: 'jit' (one device), 'sharded', 'pmap', or 'auto'; see `training.blocks`.
+      devices: all there are, by default.
+      log_every: steps per compiled block, which is reported as one.
+      checkpoint_every: steps between checkpoints, which are taken at the next report.
+      workdir: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; nothing is written without one.
+      name: what reports and folders call the run; the method's own name by default.
+      callbacks: what happens between blocks of steps; `default_callbacks()` where it is None. A list replaces these:
+        `callbacks=[*avb_jax.default_callbacks(), Mine()]` adds to them.
+      quiet: no progress on the terminal; warnings are reported.
+      state: where a run without a checkpoint begins, with a leading axis of seeds where there are several; what `method.init`
+        makes by default. It is copied, and stays the caller's.
+
+    Returns:
+      The final State.
+
+    Raises:
+      UserError: a slip in the arguments; `Diverged`: a loss that is not finite.
+      Interrupted: SIGINT or SIGTERM came; the State was saved first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, avb_jax
+      >>> encoder = avb_jax.networks.GaussianEncoder(avb_jax.networks.MLP((8,)), latent_dim=1)
+      >>> decoder = avb_jax.networks.MLPDecoder(x_shape=(3,), parameters=1, widths=(8,))
+      >>> prior, likelihood = avb_jax.distributions.standard_normal(1), avb_jax.distributions.gaussian(std=0.5)
+      >>> method = avb_jax.vae(
+      ...     encoder, decoder, prior=prior, likelihood=likelihood, optimizers=optax.adam(1e-2), noise_dim=1
+      ... )
+      >>> x = jnp.linspace(-2, 2, 60).reshape(20, 3)
+      >>> state = avb_jax.fit(method, x, steps=4, batch_size=8, quiet=True)
+      >>> int(state.step), avb_jax.fit(method, x, steps=4, batch_size=8, num_seeds=3, quiet=True).step.shape
+      (4, (3,))
+    """
+    callbacks = default_callbacks(quiet=quiet) if callbacks is None else callbacks
+    return train(
+        method,
+        data,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        num_seeds=num_seeds,
+        parallel=parallel,
+        devices=devices,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        workdir=workdir,
+        name=name,
+        callbacks=callbacks,
+        state=state,
+    )
+
+
+class Loaded(NamedTuple):
+    """What `load` found."""
+
+    method: Method
+    state: State
+    data: Dataset | None  # of the run's config, where the method was rebuilt from it
+    num_seeds: int | None
+
+
+def load(
+    workdir: str | pathlib.Path,
+    method: Method | None = None,
+    x: Any = None,
+    *,
+    num_seeds: int | None = None,
+    name: str | None = None,
+) -> Loaded:
+    """The latest checkpoint of a run.
+
+    Args:
+      workdir: of the run.
+      method: what was trained; rebuilt from the run's `config.json`, which the experiments write, where it is None.
+      x: examples [N, ...] of the shape that it was trained on, where the method is given.
+      num_seeds: as it was trained with, where the method is given.
+      name: which of the run's methods; its first by default.
+
+    Raises:
+      UserError: no run there, no checkpoint in it, or one of another method.
+    """
+    folder, data = pathlib.Path(workdir), None
+    if method is None:
+        from avb_jax import build
+
+        run = build.run(folder, name)
+        method, data, num_seeds, name = run.method, run.data, run.num_seeds, run.name
+    elif x is None:
+        raise UserError("x=None: next to a method, give examples of the shape that it was trained on")
+    examples = data if data is not None else as_data(np.asarray(x))
+    like = initial_state(method, examples, 0, num_seeds)
+    state = restore(folder, name or method.name, like)
+    return Loaded(method, state, data, num_seeds)
+
+
+def restore(workdir: pathlib.Path, name: str, like: State) -> State:
+    """The latest State of a run's method, shaped like `like`.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = workdir / "checkpoints" / name
+    state = None
+    if folder.is_dir():
+        with checkpoints.open_folder(folder) as store:
+            state = checkpoints.restore(store, jax.tree.map(jax.numpy.asarray, like))
+    if state is None:
+        raise UserError(f"workdir={workdir}: no checkpoint of {name} in {folder}; train it until it has written one")
+    return state
