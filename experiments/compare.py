@@ -14,22 +14,33 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from avb_jax import Diverged, UserError, plotting, workdir
-from avb_jax.evaluation import moments
+import avb_jax
+from avb_jax import Diverged, UserError, build
+from avb_jax.evaluation.report import Estimate, cell, paired_difference
+from avb_jax.figures import images as grids
+from avb_jax.figures import plots, save
 from avb_jax.streams import stream
-from experiments import build, evaluate, launch, pictures
-from experiments.configs import evaluate as evaluation
-from experiments.estimators import Subject, missing
+from avb_jax.training import workdir
+from avb_jax.transforms import of_seed
+from experiments import evaluate, launch
+from experiments.configs import evaluate as evaluation_config
 from experiments.suites import SUITES, Suite
 
-PILOT_BLOCKS = 4  # of a training whose speed tells how many steps --seconds stands for
-SHOWN = 500  # codes per panel of latents
+PILOT_BLOCKS = 4  # of a training whose speed gives the steps that --seconds stands for
+CODES_SHOWN = 500  # codes per panel of latents
 
 
 def compare(
-    suite: Suite, folder: pathlib.Path, names: list[str], *, data_dir: str = "", steps: int = 0, seconds: int = 0,
-    seeds: int = 0, images: int = 0,
-) -> dict[str, dict]:  # fmt: skip
+    suite: Suite,
+    folder: pathlib.Path,
+    names: list[str],
+    *,
+    data_dir: str = "",
+    steps: int = 0,
+    seconds: int = 0,
+    seeds: int = 0,
+    images: int = 0,
+) -> dict[str, dict]:
     """Trains and evaluates each method; writes `table.md`, `results.json` and `figure.png`, and returns the numbers by method.
 
     Args:
@@ -50,50 +61,57 @@ def compare(
             raise UserError(f"--methods={name}: must be among {', '.join(suite.entries)}")
     if steps and seconds:
         raise UserError(f"--steps={steps}, --seconds={seconds}: give one budget, not both")
-    rows, per_example, subjects = {}, {}, {}
+    rows, per_example, panels_of, likelihood = {}, {}, {}, ("log_likelihood", "ais")
     for name in names:
         print(f"\n== {name}", flush=True)
-        entry, run = suite.entries[name], folder / name
+        entry, folder_of_run = suite.entries[name], folder / name
         config = suite.get_config(entry.variant)
         config.update_from_flattened_dict({**suite.fields, **entry.fields})
         config.data.dir, config.num_seeds = data_dir or config.data.dir, seeds or config.num_seeds
-        config.steps = steps or (affordable(config, run, seconds) if seconds else config.steps)
+        config.steps = steps or (affordable(config, folder_of_run, seconds) if seconds else config.steps)
         rows[name] = {"steps": config.steps, "seeds": config.num_seeds, "published": entry.published}
         try:
-            suite.main(config, run)
+            (found,) = suite.main(config, folder_of_run).values()
         except Diverged as error:
             print(error, flush=True)
             rows[name]["diverged"] = str(error)
             continue
-        options = evaluation.get_config()
+        options = evaluation_config.get_config()
         options.update_from_flattened_dict(suite.evaluation)
         options.ais.images = images or options.ais.images
-        ((method, (subject, *_)),) = evaluate.load(options, run, []).items()
-        chosen = [what for what in suite.estimators if what not in missing(subject)]
-        if chosen:
-            options.estimators = ",".join(chosen)
-            evaluate.main(options, run)
-        (found,) = json.loads((run / "results.json").read_text()).values()
-        rows[name] |= {"minutes": minutes(run, method), "under_t": subject.model.networks.adversary is not None}
+        (method_name,) = build.method_names(config)
+        run, state, _ = evaluate.load(options, folder_of_run, method_name)
+        estimators = [evaluate.estimators(options)[what] for what in suite.estimators]
+        report = avb_jax.evaluate(
+            run.method,
+            state,
+            run.data,
+            [estimator for estimator in estimators if not estimator.lacks(run.method)],
+            num_seeds=config.num_seeds,
+            workdir=folder_of_run,
+            name=method_name,
+        )
+        workdir.write_results(folder_of_run, {method_name: report.to_json()})
+        found = {**found, **report.to_json()}
+        rows[name] |= {"minutes": minutes(folder_of_run, method_name), "under_t": run.method.adversary is not None}
         rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
-        if "log_likelihood_ais" in found:
-            count = found["log_likelihood_ais"]["examples"]
-            per_example[name] = np.stack([_per_example(run, method, seed, count) for seed in range(config.num_seeds)])
-        subjects[name] = subject
+        if likelihood in report:
+            per_example[name] = report[likelihood].per_example
+        panels_of[name] = panels(run.method, of_seed(state, 0), run.data)
     reference = per_example.get(suite.reference)
     for name, values in per_example.items():
         if reference is not None and name != suite.reference and values.shape == reference.shape:
-            rows[name]["difference"] = paired(values, reference)
+            rows[name]["difference"] = difference_json(paired_difference(values, reference))
     text = table(rows, suite)
     (folder / "table.md").write_text(text + "\n")
     workdir.write_json(folder / "results.json", rows)
-    plotting.save_comparison(folder / "figure.png", {name: panels(subject) for name, subject in subjects.items()})
+    save(folder / "figure.png", plots.comparison(panels_of))
     print(f"\n{text}\n\nIn {folder}: table.md, results.json, figure.png, and a directory per method")
     return rows
 
 
 def affordable(config, run: pathlib.Path, seconds: int) -> int:
-    """How many steps fit in the seconds, by the speed of a short training; told once, and kept for when the run continues."""
+    """How many steps fit in the seconds, by the speed of a short training; measured once, and kept for a run that continues."""
     path = run / "pilot.json"
     if path.is_file():
         kept = json.loads(path.read_text())
@@ -103,9 +121,9 @@ def affordable(config, run: pathlib.Path, seconds: int) -> int:
     pilot = config.copy_and_resolve_references()
     pilot.unlock()
     pilot.steps, pilot.check_images = PILOT_BLOCKS * config.log_every, 0
-    dataset = build.dataset(pilot)
-    ((name, method),) = build.methods(pilot).items()
-    launch.train(pilot, run / "pilot", f"{name} pilot", method, build.model(pilot, name, dataset.x_shape), dataset)
+    data = build.dataset(pilot)
+    ((name, method),) = build.methods(pilot, data.x_shape).items()
+    launch.train(pilot, run / "pilot", method, data, name=f"{name} pilot")
     rate = _rate(run / "pilot", f"{name} pilot")
     steps = max(config.log_every, round(seconds * rate / (config.batch_size * config.num_seeds)))
     workdir.write_json(path, {"seconds": seconds, "examples_per_second": rate, "steps": steps})
@@ -113,7 +131,7 @@ def affordable(config, run: pathlib.Path, seconds: int) -> int:
 
 
 def minutes(run: pathlib.Path, name: str) -> float:
-    """Of training, by the rates that the run has told; without compiling and checkpoints."""
+    """Of training, by the rates that the run has reported; without compiling and checkpoints."""
     config = json.loads((run / "config.json").read_text())
     return config["steps"] * config["batch_size"] * config["num_seeds"] / _rate(run, name) / 60.0
 
@@ -125,24 +143,9 @@ def _rate(run: pathlib.Path, name: str) -> float:
     return len(rates) / sum(1.0 / rate for rate in rates) if rates else float("nan")
 
 
-def _per_example(run: pathlib.Path, method: str, seed: int, count: int) -> np.ndarray:
-    """Log p(x) by annealed importance sampling of the first `count` test images; more may be kept, of an earlier evaluation."""
-    blocks = sorted((run / "evaluation" / f"{method}-{seed}" / "ais").glob("*.npz"))
-    return np.concatenate([np.load(block)["log_likelihood"] for block in blocks])[:count]
-
-
-def paired(values: np.ndarray, reference: np.ndarray) -> dict:
-    """Mean of [seeds, images] less the reference's, and its standard error: over seeds where there are several, else images.
-
-    As `workdir.summary`, without a standard error but with a reason where not all are finite.
-    """
-    with np.errstate(invalid="ignore"):  # where both are minus infinity
-        difference = np.subtract(values, reference, dtype=np.float64)
-    mean, reason = workdir.mean(difference.ravel())
-    if reason:
-        return {"mean": mean, "standard_error": None, "reason": reason}
-    independent = difference.mean(axis=1) if len(difference) > 1 else difference[0]
-    return {"mean": mean, "standard_error": float(independent.std(ddof=1) / np.sqrt(len(independent)))}
+def difference_json(difference: Estimate) -> dict:
+    """As `results.json` has it, with the one standard error that there is."""
+    return {**difference.to_json(), "standard_error": difference.standard_error}
 
 
 def table(rows: dict[str, dict], suite: Suite) -> str:
@@ -156,8 +159,8 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
     for name, row in rows.items():
         cells = [name + (" (diverged)" if "diverged" in row else "")]
         for quantity in columns:
-            told = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
-            cells.append(_cell(row[quantity], quantity == "difference") + told if quantity in row else "-")
+            under_t = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
+            cells.append(_cell(row[quantity], quantity == "difference") + under_t if quantity in row else "-")
             if "reason" in row.get(quantity, {}):
                 reasons.append(f"- {name}, {columns[quantity]}: {row[quantity]['reason']}")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []
@@ -168,32 +171,23 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
 
 def _cell(number: dict, signed: bool = False) -> str:
     """A mean and its standard error, over seeds where there are several, else over examples."""
-    if number["mean"] is None or not math.isfinite(number["mean"]):
-        return "not finite"
-    error = number.get("standard_error") or number.get("examples_standard_error")
-    digits = 1 if abs(number["mean"]) >= 1000 else 2 if abs(number["mean"]) >= 10 else 3
-    mean = f"{number['mean']:{'+' if signed else ''},.{digits}f}"
-    return f"{mean} ± {error:.{digits}f}" if error is not None else mean
+    mean = math.nan if number["mean"] is None else number["mean"]
+    errors = number.get("standard_error"), number.get("examples_standard_error")
+    return cell(Estimate(mean, errors[0], [], None, errors[1], None, "", None), signed)
 
 
-def panels(subject: Subject) -> dict[str, np.ndarray]:
+def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [points, draws, 2]."""
-    key = stream(jax.random.key(0), "panels")
-    arguments = subject.state, subject.method, subject.model, subject.dataset
-    drawn, columns = pictures.samples(stream(key, "samples"), *arguments)
-    found = {"samples": plotting.tile(np.asarray(drawn), columns)}
-    if subject.model.networks.encoder is None:
+    found = {"samples": grids.tile(*grids.grid("samples", method, state, data))}
+    if method.encode is None:
         return found
-    rebuilt, columns = pictures.reconstructions(stream(key, "reconstructions"), *arguments)
-    found["reconstructions"] = plotting.tile(rebuilt, columns)
-    if subject.model.prior.dim == 2:
-        test = subject.dataset.test[:SHOWN]
-        few = len(test) <= len(plotting.COLOURS)
-        draws = SHOWN if few else 1
-        z = moments.posterior_draws(
-            key, subject.state, test, model=subject.model, binarize=subject.dataset.binarize, draws=draws
-        ).z
-        found["latent space"] = np.asarray(z if few else z.reshape(1, -1, 2))
+    found["reconstructions"] = grids.tile(*grids.grid("reconstructions", method, state, data))
+    if method.prior.event_shape[0] == 2:
+        test = data.test[:CODES_SHOWN]
+        few = len(test) <= len(plots.COLOURS)
+        key, x = stream(jax.random.key(0), "panels"), data.prepare(stream(jax.random.key(0), "pixels"), test)
+        z = method.encode(key, state, x, CODES_SHOWN if few else 1).z
+        found["latent space"] = np.asarray(z.swapaxes(0, 1) if few else z.reshape(1, -1, 2))
     return found
 
 
@@ -207,7 +201,13 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(given.workdir or f"runs/compare-{given.suite}")
     with launch.errors_in_one_line():
         compare(
-            suite, folder, names, data_dir=given.data_dir, steps=given.steps, seconds=given.seconds, seeds=given.seeds,
+            suite,
+            folder,
+            names,
+            data_dir=given.data_dir,
+            steps=given.steps,
+            seconds=given.seconds,
+            seeds=given.seeds,
             images=given.images,
         )
 

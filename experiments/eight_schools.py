@@ -15,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import numpyro
 import optax
+from numpyro.distributions import Normal
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
-from avb_jax import UserError, inference, plotting, workdir
-from avb_jax.evaluation import knn
+from avb_jax import inference
+from avb_jax.evaluation import Number, knn
 from avb_jax.evaluation.image_quality import sliced_wasserstein
+from avb_jax.evaluation.report import combine
+from avb_jax.figures import plots, save
 from avb_jax.streams import stream
+from avb_jax.training import workdir
 from experiments import launch
 
 Y = jnp.array([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
@@ -33,10 +40,6 @@ LABELS = {"avb": "AVB, adaptive contrast", "mean_field": "Gaussian, mean field",
 
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Samples the posterior by each method and compares with NUTS."""
-    try:
-        import numpyro  # noqa: F401
-    except ImportError:
-        raise UserError("eight schools needs NumPyro: pip install 'avb_jax[numpyro]'") from None
     launch.claim(config, folder)
     draws, seconds, results = {}, {}, {}
     for name, method in {"nuts": _nuts, "mean_field": _gaussian, "full_rank": _gaussian, "avb": _avb}.items():
@@ -51,28 +54,27 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     for name, (z, other) in compared.items():
         z, other = _thin(z, config.samples), _thin(other, config.samples)
         numbers = {
-            "sliced_wasserstein": sliced_wasserstein(z, other), "kl_knn": knn.kl_divergence(z, other),
-            "share_tau_positive": float((z[:, 1] > 0).mean()), "seconds": seconds[name],
-        }  # fmt: skip
-        results[name] |= {quantity: workdir.summary([value]) for quantity, value in numbers.items()}
-    results["exact"] = {"log_evidence": workdir.summary([log_evidence()])}
+            "sliced_wasserstein": sliced_wasserstein(z, other),
+            "kl_knn": knn.kl_divergence(z, other),
+            "share_tau_positive": float((z[:, 1] > 0).mean()),
+            "seconds": seconds[name],
+        }
+        results[name] |= {quantity: number(value) for quantity, value in numbers.items()}
+    results["exact"] = {"log_evidence": number(log_evidence())}
     workdir.write_results(folder, results)
     shown = {"NUTS": _thin(reference, config.samples), **{LABELS[name]: _thin(z, config.samples) for name, z in draws.items()}}
     shown = {label: z[:, : len(SHOWN)] for label, z in shown.items()}
-    plotting.save_pairs(folder / "figures" / "eight_schools.png", shown, SHOWN)
+    save(folder / "figures" / "eight_schools.png", plots.pairs(shown, SHOWN))
     print(table(results))
     print(f"\nNumbers in {folder / 'results.json'}, picture in {folder / 'figures' / 'eight_schools.png'}")
 
 
 def schools(y: jax.Array, sigma: jax.Array) -> None:
     """The model, for NumPyro."""
-    import numpyro
-
-    normal = numpyro.distributions.Normal
-    mu = numpyro.sample("mu", normal(0, 1))
-    tau = numpyro.sample("tau", normal(0, 1))
-    eta = numpyro.sample("eta", normal(0, 1).expand([8]))
-    numpyro.sample("y", normal(mu + tau * eta, sigma), obs=y)
+    mu = numpyro.sample("mu", Normal(0, 1))
+    tau = numpyro.sample("tau", Normal(0, 1))
+    eta = numpyro.sample("eta", Normal(0, 1).expand([8]))
+    numpyro.sample("y", Normal(mu + tau * eta, sigma), obs=y)
 
 
 def log_evidence(points: int = 2001, half_width: float = 10.0) -> float:
@@ -99,28 +101,27 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         )
     exact = results["exact"]["log_evidence"]["mean"]
     lines.append(f"{'log p(y), quadrature':26}{f'{exact:.3f}':>47}")
-    lines.append("KL(q, NUTS) and bound in nats, with the bound's standard error over draws; AVB's takes T's word for the KL.")
+    lines.append("KL(q, NUTS) and bound in nats, with the bound's standard error over draws; AVB's has the KL from T.")
     lines.append(f"A q with one of the two modes alone stays below log p(y) - log 2 = {exact - math.log(2.0):.3f}.")
     return "\n".join(lines)
 
 
 def _nuts(name, model, config, folder):
-    from numpyro.infer import MCMC, NUTS
-
     del name, folder
     options = config.nuts
     chains = MCMC(
-        NUTS(model), num_warmup=options.warmup, num_samples=options.samples, num_chains=options.chains,
-        chain_method="vectorized", progress_bar=False,
-    )  # fmt: skip
+        NUTS(model),
+        num_warmup=options.warmup,
+        num_samples=options.samples,
+        num_chains=options.chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     chains.run(stream(jax.random.key(config.seed), "nuts"), Y, SIGMA)
     return _columns(chains.get_samples()), {}
 
 
 def _gaussian(name, model, config, folder):
-    from numpyro.infer import SVI, Trace_ELBO
-    from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-
     del folder
     options = config.gaussian
     guide = {"mean_field": AutoNormal, "full_rank": AutoMultivariateNormal}[name](model)
@@ -131,19 +132,19 @@ def _gaussian(name, model, config, folder):
     draws = guide.sample_posterior(stream(key, "draws"), result.params, sample_shape=(config.samples,))
     of_one = jax.vmap(lambda key: -Trace_ELBO().loss(key, result.params, model, guide, Y, SIGMA))
     bounds = np.asarray(jax.jit(of_one)(jax.random.split(stream(key, "bound"), options.bound_draws)), np.float64)
-    return _columns(draws), {"bound": _bound(bounds.mean(), bounds.std(ddof=1) / math.sqrt(len(bounds)))}
+    return _columns(draws), {"bound": number(bounds.mean(), bounds.std(ddof=1) / math.sqrt(len(bounds)))}
 
 
 def _avb(name, model, config, folder):
     options = {**config.avb, "widths": tuple(config.avb.widths), "adversary_widths": tuple(config.avb.adversary_widths)}
     fit = inference.fit_numpyro(model, Y, SIGMA, seed=config.seed, workdir=folder, **options)
     draws = fit.sample(stream(jax.random.key(config.seed), name), config.samples)
-    return _columns(draws), {"bound": _bound(fit.bound, fit.bound_error)}
+    return _columns(draws), {"bound": number(fit.bound, fit.bound_error)}
 
 
-def _bound(mean: float, error: float) -> dict:
-    """On log p(y), nats, with its standard error over the draws."""
-    return workdir.summary([mean], estimator_standard_error=float(error))
+def number(mean: float, error: float | None = None) -> dict:
+    """As `results.json` has it; a bound's error is its standard error over draws."""
+    return combine([Number(float(mean), estimator_error=None if error is None else float(error))]).to_json()
 
 
 def _columns(draws: dict) -> np.ndarray:

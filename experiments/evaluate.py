@@ -1,165 +1,206 @@
 """Evaluates a run, of any experiment and method, with estimators that check each other; adds to its `results.json`.
 
-    python -m experiments.evaluate --workdir=RUN [--config=experiments/configs/evaluate.py[:quick]] [--config.ais.chains=32 ...]
+python -m experiments.evaluate --workdir=RUN [--config=experiments/configs/evaluate.py[:quick]] [--config.ais.chains=32 ...]
 """
 
-import json
-import math
+import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 
-from avb_jax import UserError, checkpoints, workdir
-from avb_jax.loop import initial_state
-from avb_jax.types import State
-from experiments import build, launch
-from experiments.estimators import ESTIMATORS, Number, Subject, applicable, missing
+import avb_jax
+from avb_jax import Report, State, UserError, build, evaluation
+from avb_jax.evaluation import ais
+from avb_jax.evaluation.estimator import Estimator
+from avb_jax.figures import plots, save
+from avb_jax.fitting import restore
+from avb_jax.training import workdir
+from avb_jax.training.loop import initial_state
+from experiments import launch
 
-ROWS = {
+LABELS = {
     "log_likelihood_quadrature": "log p(x), quadrature",
     "log_likelihood_ais": "log p(x), annealed importance sampling",
     "effective_sample_size_ais": "  effective sample size",
     "acceptance_ais": "  acceptance",
     "divergent_ais": "  share of transitions that diverged",
-    "bdmc_lower": "  simulated data: from below",
-    "bdmc_upper": "  simulated data: from above",
-    "bdmc_width": "  simulated data: width of this sandwich",
+    "log_likelihood_lower_bdmc": "  simulated data: from below",
+    "log_likelihood_upper_bdmc": "  simulated data: from above",
+    "width_bdmc": "  simulated data: width of this sandwich",
     "log_likelihood_importance": "log p(x), importance sampling (bound)",
     "effective_sample_size_importance": "  effective sample size",
-    "elbo": "ELBO",
-    "reconstruction_error": "  reconstruction error",
-    "kl": "  KL(q(z|x), p(z))",
+    "elbo_density": "ELBO",
+    "elbo_adversary": "ELBO under T: an estimate, no bound",
+    "reconstruction_error_density": "  reconstruction error",
+    "reconstruction_error_adversary": "  reconstruction error",
+    "kl_density": "  KL(q(z|x), p(z))",
+    "kl_adversary": "  KL(q(z|x), p(z)) under T",
     "kl_fresh_adversary": "  KL(q(z|x), p(z)) under a fresh T",
     "kl_knn": "  KL(q(z|x), p(z)), k-NN",
-    "adversary_loss": "loss of T",
-    "adversary_loss_fresh": "loss of a fresh T on the same players",
-    "optimality_gap": "  optimality gap of T",
-    "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
-    "kl_aggregated_posterior_gaussian": "KL(q(z), p(z)), k-NN about a Gaussian",
-    "mutual_information": "I(x; z)",
-    "active_units": "active units",
-    "posterior_variance": "  variance of q(z|x), mean over latents",
+    "adversary_loss_adversary": "loss of T",
+    "adversary_loss_fresh_adversary": "loss of a fresh T on the same players",
+    "optimality_gap_fresh_adversary": "  optimality gap of T",
+    "kl_aggregated_posterior_knn": "KL(q(z), p(z)), k-NN",
+    "kl_aggregated_posterior_knn_gaussian": "KL(q(z), p(z)), k-NN about a Gaussian",
+    "mutual_information_knn": "I(x; z)",
+    "active_units_moments": "active units",
+    "posterior_variance_moments": "  variance of q(z|x), mean over latents",
 }
-UNDER_T = {"elbo": "ELBO under T: an estimate, no bound", "kl": "  KL(q(z|x), p(z)) under T"}
-LEAST = {"images": 0, "bdmc.images": 1, "points": 0, "moments.draws": 2}  # of counts; 1 of all others
 
 
 def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Evaluates what `options` name of the run in `folder`."""
-    chosen = [] if options.estimators == "auto" else [name.strip() for name in options.estimators.split(",")]
-    for what in chosen:
-        if what not in ESTIMATORS:
-            raise UserError(f"estimators={what!r}: must be 'auto', or among {', '.join(ESTIMATORS)}")
-    for what in ESTIMATORS:
-        for field, value in options[what].items():
-            least = LEAST.get(f"{what}.{field}", LEAST.get(field, 1))
-            if isinstance(value, int) and value < least:
-                raise UserError(f"{what}.{field}={value}: must be at least {least}")
-            if isinstance(value, float) and not value > 0:
-                raise UserError(f"{what}.{field}={value}: must be positive")
-    notes, evaluated, with_t = [], {}, set()
-    for name, subjects in load(options, folder, notes).items():
-        per_seed = []
-        for subject in subjects:
-            numbers, lacks = {}, missing(subject)
-            if not (chosen or applicable(subject)):
-                subject.note("no estimator applies: it has no likelihood and no encoder; its samples are in figures/")
-            with_t |= {name} if subject.model.networks.adversary is not None else set()
-            for what in chosen:
-                if what in lacks:
-                    raise UserError(f"estimators={what!r}: {name} {lacks[what]}")
-            for what in chosen or applicable(subject):
-                try:
-                    found = ESTIMATORS[what](subject)
-                except UserError as error:
-                    if chosen:
-                        raise
-                    subject.note(f"{what} is left out: {error}")
-                    continue
-                for quantity, number in found.items():
-                    if number.reason:
-                        subject.note(f"{what}, {ROWS[quantity].strip()}: {number.reason}")
-                numbers |= found
-            per_seed.append(numbers)
-        evaluated[name] = {
-            quantity: _summary([numbers[quantity] for numbers in per_seed])
-            for quantity in ROWS if all(quantity in numbers for numbers in per_seed)
-        }  # fmt: skip
-        workdir.write_results(folder, {name: evaluated[name]})
-    for name, quantities in evaluated.items():
-        if quantities:
-            print(table(name, quantities, under_t=name in with_t))
+    all_of_them, chosen = estimators(options), None
+    if options.estimators != "auto":
+        chosen = [name.strip() for name in options.estimators.split(",")]
+        for name in chosen:
+            if name not in all_of_them:
+                raise UserError(f"estimators={name!r}: must be 'auto', or among {', '.join(all_of_them)}")
+    notes = []
+    for name in names_of(options, folder):
+        run, state, seeds = load(options, folder, name)
+        adam = {"b1": run.config.optimizer.b1, "parallel": run.config.parallel}
+        all_of_them["optimality"] = dataclasses.replace(all_of_them["optimality"], **adam)
+        apply = {what: e for what, e in all_of_them.items() if not e.lacks(run.method)}
+        for what in chosen or ():
+            if what not in apply:
+                raise UserError(f"estimators={what!r}: {name} {all_of_them[what].lacks(run.method)}")
+        reports = []
+        for what in chosen or apply:
+            try:
+                report = avb_jax.evaluate(
+                    run.method,
+                    state,
+                    run.data,
+                    [apply[what]],
+                    num_seeds=seeds,
+                    seed=options.seed,
+                    workdir=folder,
+                    name=name,
+                )
+            except UserError as error:
+                if chosen:
+                    raise
+                notes.append(f"{name}: {what} is left out: {error}")
+                continue
+            reports.append(report)
+            draw(report, folder / "figures", options)
+            workdir.write_results(folder, {name: report.to_json()})  # each as it comes
+        if not reports:
+            notes.append(f"{name}: no estimator applies: it has no likelihood and no encoder; its samples are in figures/")
+            continue
+        whole = joined(name, reports)
+        notes += whole.notes
+        print(table(whole))
     print("".join(f"\n{note}" for note in dict.fromkeys(notes)))
     print(f"\nNumbers in {folder / 'results.json'}, per example in {folder / 'evaluation'}, figures in {folder / 'figures'}")
 
 
-def load(options: ml_collections.ConfigDict, folder: pathlib.Path, notes: list[str]) -> dict[str, list[Subject]]:
-    """The run's methods that `options` name, by name: a `Subject` per seed.
+def estimators(options: ml_collections.ConfigDict) -> dict[str, Estimator]:
+    """Every estimator with its settings from the config, by the name of the config's group.
+
+    Raises:
+      UserError: a setting out of range, with its group's name.
+    """
+    kinds = {
+        "elbo": evaluation.ELBO,
+        "optimality": evaluation.Optimality,
+        "knn": evaluation.KNN,
+        "moments": evaluation.Moments,
+        "quadrature": evaluation.Quadrature,
+        "importance": evaluation.ImportanceSampling,
+        "bdmc": evaluation.BDMC,
+        "ais": evaluation.AIS,
+    }
+    made = {}
+    for name in sorted(kinds, key=lambda name: name == "bdmc"):  # which takes all but how many from ais
+        settings = {**options.ais, **options.bdmc} if name == "bdmc" else dict(options[name])
+        try:
+            made[name] = kinds[name](**settings)
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from None
+    return {name: made[name] for name in kinds}
+
+
+def names_of(options: ml_collections.ConfigDict, folder: pathlib.Path) -> list[str]:
+    """Which of the run's methods `options` name; all by default."""
+    if options.method:
+        return [part.strip() for part in options.method.split(",")]
+    return build.method_names(build.run(folder, data_dir=options.data_dir).config)
+
+
+def load(options: ml_collections.ConfigDict, folder: pathlib.Path, name: str) -> tuple[build.Run, State, int]:
+    """A method of the run, its State with a leading axis of as many seeds as `options` say, and how many those are.
 
     Raises:
       UserError: no run there, no checkpoint in it, or a method or seeds that it does not have.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"--workdir={folder}: no run there (there is no {path}); name the directory of a finished run")
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    config.data.dir = options.data_dir or config.data.dir
-    methods, dataset, loaded = build.methods(config), build.dataset(config), {}
-    seeds = options.seeds or config.num_seeds
-    if not 1 <= seeds <= config.num_seeds:
-        raise UserError(f"seeds={seeds}: the run in {folder} has {config.num_seeds}")
-    for name in [part.strip() for part in options.method.split(",")] if options.method else methods:
-        if name not in methods:
-            raise UserError(f"method={name!r}: the run in {folder} has {', '.join(methods)}")
-        model = build.model(config, name, dataset.x_shape)
-        like = initial_state(methods[name], model, build.optimizers(config), dataset, config.seed, config.num_seeds)
-        states = _restore(folder, name, like)
-        step = int(states.step[0])
-        unfinished = "" if step >= config.steps else f", not finished: its config has {config.steps}"
-        print(f"{name}: {seeds} of {config.num_seeds} seeds at step {step}{unfinished}", flush=True)
-        loaded[name] = [
-            Subject(
-                name, methods[name], model, dataset, config, options, folder, seed,
-                jax.tree.map(lambda a, seed=seed: a[seed], states), notes,
+    run = build.run(folder, name, options.data_dir)
+    seeds = options.seeds or run.num_seeds
+    if not 1 <= seeds <= run.num_seeds:
+        raise UserError(f"seeds={seeds}: the run in {folder} has {run.num_seeds}")
+    state = restore(folder, name, initial_state(run.method, run.data, run.config.seed, run.num_seeds))
+    step = int(state.step[0])
+    unfinished = "" if step >= run.config.steps else f", not finished: its config has {run.config.steps}"
+    print(f"{name}: {seeds} of {run.num_seeds} seeds at step {step}{unfinished}", flush=True)
+    return run, jax.tree.map(lambda a: a[:seeds], state), seeds
+
+
+def draw(report: Report, folder: pathlib.Path, options: ml_collections.ConfigDict) -> None:
+    """Figures of what the last seed's estimators found per example."""
+    found = report.results[-1]
+    if "ais" in found:
+        finite = np.isfinite(found["ais"].log_weight).all(axis=1)
+        if not finite.all():
+            report.notes.append(
+                f"{report.name}: ais: the figures leave out {np.sum(~finite)} of {len(finite)} examples, with chains of no "
+                "finite weight"
             )
-            for seed in range(seeds)
-        ]  # fmt: skip
-    return loaded
+        if finite.any():
+            of = jax.tree.map(lambda a: a[finite], found["ais"])
+            save(folder / f"{report.name}_ais_weights.png", plots.weights(of.log_weight, of.effective_sample_size))
+            traces = {
+                "effective sample size": of.effective_sample_size_path,
+                "acceptance": of.acceptance,
+                "step size": of.step_size,
+            }
+            beta = np.asarray(ais.schedule(options.ais.temperatures))[1:]
+            save(folder / f"{report.name}_ais_annealing.png", plots.annealing(traces, beta))
+    if "moments" in found:
+        activity = evaluation.moments.activity(found["moments"])
+        variance = found["moments"].variance.mean(axis=0)
+        figure = plots.latent_activity(activity, variance, evaluation.moments.ACTIVE)
+        save(folder / f"{report.name}_latents.png", figure)
+    if "kl_by_both" in found:
+        neighbours, under_t = found["kl_by_both"]
+        finite = np.isfinite(under_t)
+        if finite.any():
+            figure = plots.calibration(neighbours[finite], under_t[finite])
+            save(folder / f"{report.name}_adversary_calibration.png", figure)
 
 
-def _restore(folder: pathlib.Path, name: str, like: State) -> State:
-    checkpoint = folder / "checkpoints" / name
-    states = None
-    if checkpoint.is_dir():
-        with checkpoints.open_folder(checkpoint) as store:
-            states = checkpoints.restore(store, like)
-    if states is None:
-        raise UserError(f"--workdir={folder}: no checkpoint of {name} in {checkpoint}; train it until it has written one")
-    return states
+def joined(name: str, reports: Sequence[Report]) -> Report:
+    """Several reports of one method as one."""
+    estimates = {key: number for report in reports for key, number in report.estimates.items()}
+    notes = dict.fromkeys(note for report in reports for note in report.notes)
+    return Report(name, estimates, notes)
 
 
-def _summary(numbers: list[Number]) -> dict:
-    """Over seeds, with what is known over examples: the seeds' errors added up as of independent means."""
-    errors = {
-        f"{kind}_standard_error": math.sqrt(sum(getattr(n, f"{kind}_error") ** 2 for n in numbers)) / len(numbers)
-        for kind in ("examples", "estimator") if all(getattr(n, f"{kind}_error") is not None for n in numbers)
-    }  # fmt: skip
-    examples = {"examples": min(n.examples for n in numbers)} if numbers[0].examples is not None else {}
-    return workdir.summary([n.mean for n in numbers], [n.reason for n in numbers], **examples, **errors)
-
-
-def table(name: str, quantities: dict[str, dict], under_t: bool) -> str:
-    """The quantities as text; those that take T's word say so."""
-    labels = ROWS | UNDER_T if under_t else ROWS
-    header = f"\n{name + ', nats per example':44}{'mean':>9}{'seeds':>10}{'examples':>10}{'estimator':>11}{'of':>9}"
-    lines = [header]
-    for quantity, number in quantities.items():
-        errors = [number.get(key) for key in ("standard_error", "examples_standard_error", "estimator_standard_error")]
+def table(report: Report) -> str:
+    """The numbers as text, in the order of `LABELS`."""
+    lines = [f"\n{report.name + ', nats per example':44}{'mean':>9}{'seeds':>10}{'examples':>10}{'estimator':>11}{'of':>9}"]
+    by_name = {f"{quantity}_{estimator}": number for (quantity, estimator), number in report.estimates.items()}
+    for name, label in LABELS.items():
+        if name not in by_name:
+            continue
+        number = by_name[name]
+        errors = (number.seeds_error, number.examples_error, number.estimator_error)
         columns = [f"+-{error:.3g}" if error is not None else "" for error in errors]
-        of = f"{number['examples']:,}" if "examples" in number else ""
-        line = f"{labels[quantity]:44}{number['mean']:>9.3f}{columns[0]:>10}{columns[1]:>10}{columns[2]:>11}{of:>9}"
-        lines.append(line.rstrip())
+        of = f"{number.examples:,}" if number.examples is not None else ""
+        lines.append(f"{label:44}{number.mean:>9.3f}{columns[0]:>10}{columns[1]:>10}{columns[2]:>11}{of:>9}".rstrip())
     return "\n".join([*lines, "standard errors: over seeds, over the examples, and the estimator's own"])
 
 

@@ -1,31 +1,31 @@
-"""What every experiment's command line shares: flags, the run directory, and errors told in one line."""
+"""What every experiment's command line shares: flags, the run directory, and errors in one line."""
 
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from avb_jax import Interrupted, Model, UserError, fit, workdir
-from avb_jax.data import Dataset
-from avb_jax.types import State
-from experiments import build
+import avb_jax
+from avb_jax import Callback, Interrupted, Method, State, UserError, default_callbacks
+from avb_jax.data.dataset import Dataset
+from avb_jax.training import workdir
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
 def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], None]) -> None:
-    """Parses `--config=FILE[:variant]`, `--config.field=value` and `--workdir=DIR`, and calls main(config, workdir)."""
+    """Parses `--config=FILE[:variant]`, `--config.field=value`, `--workdir=DIR` in any order; calls main(config, workdir)."""
 
     def parse(argv: list[str]) -> list[str]:
         try:
             default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
             config_flags.DEFINE_config_file("config", default, "FILE[:variant]; --config.field=value changes a field.")
             flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.")
-            arguments = flags.FLAGS(argv)
+            arguments = flags.FLAGS(config_first(argv))
             path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[0].removesuffix(".py")
             if not pathlib.Path(f"{path}.py").is_file():
                 _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
@@ -38,7 +38,7 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
         if len(argv) > 1:
             _fail(f"{argv[1]!r}: not a flag; write --config=FILE[:variant], --config.field=value or --workdir=DIR")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
+            logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
         config = flags.FLAGS.config
         variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[2]
         folder = flags.FLAGS.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
@@ -46,6 +46,17 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
             main(config, pathlib.Path(folder))
 
     app.run(start, flags_parser=parse)
+
+
+def config_first(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--config=FILE` (or `--config FILE`) before the fields that change it."""
+    program, *rest = argv
+    for i, argument in enumerate(rest):
+        name, equals, _ = argument.partition("=")
+        if name in ("--config", "-config"):
+            taken = 1 if equals else 2
+            return [program, *rest[i : i + taken], *rest[:i], *rest[i + taken :]]
+    return [program, *rest]
 
 
 @contextlib.contextmanager
@@ -61,16 +72,28 @@ def errors_in_one_line():
 
 
 def train(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, name: str, method, model: Model, dataset: Dataset, *,
-    on_checkpoint: Callable[[int, State], None] | None = None,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    method: Method,
+    data: Dataset,
+    callbacks: Sequence[Callback] = (),
+    name: str | None = None,
 ) -> State:
-    """Trains, or resumes, the method called `name` as the config says; returns the final State [S, ...]."""
-    return fit(
-        method, model, build.optimizers(config), dataset, steps=config.steps, batch_size=config.batch_size, seed=config.seed,
-        num_seeds=config.num_seeds, mode=config.parallel, log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every, workdir=folder, name=name, on_checkpoint=on_checkpoint,
-        check_images=config.check_images,
-    )  # fmt: skip
+    """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds."""
+    return avb_jax.fit(
+        method,
+        data,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_seeds=config.num_seeds,
+        parallel=config.parallel,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        workdir=folder,
+        name=name,
+        callbacks=[*default_callbacks(config.check_images), *callbacks],
+    )
 
 
 def claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -78,15 +101,13 @@ def claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     workdir.claim(folder, config.to_dict())
 
 
-def variant_of(variants: dict[str, dict], variant: str) -> dict:
-    """The fields that a config's variant changes.
-
-    Raises:
-      UserError: no such variant.
-    """
-    if variant not in variants:
-        raise UserError(f"--config=...:{variant}: no such variant; there are {', '.join(v for v in variants if v)}")
-    return variants[variant]
+def headline(report: avb_jax.Report, names: dict[str, tuple[str, str]]) -> dict[str, dict]:
+    """A report's numbers for `results.json`, and a recipe's headlines among them, each with its estimator's name."""
+    numbers = report.to_json()
+    for name, key in names.items():
+        if key in report:
+            numbers[name] = {**report[key].to_json(), "estimator": key[1]}
+    return numbers
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,28 +1,32 @@
 """A figure of images from any run.
 
-    python -m experiments.sample --workdir=RUN --figure=samples|reconstructions|interpolation|neighbours [--out=PNG]
+python -m experiments.sample --workdir=RUN --figure=samples|reconstructions|interpolation|neighbours [--out=PNG]
 """
 
 import pathlib
 
 from absl import app, flags, logging
 
-from experiments import evaluate, launch, pictures
-from experiments.configs import evaluate as evaluation
+from avb_jax import build, figures
+from avb_jax.fitting import restore
+from avb_jax.training.loop import initial_state
+from avb_jax.transforms import of_seed
+from experiments import launch
 
 
-def draw(run: pathlib.Path, figure: str, path: pathlib.Path | None = None, method: str = "", data_dir: str = "", seed: int = 0):
+def draw(
+    run: pathlib.Path, figure: str, path: pathlib.Path | None = None, method: str = "", data_dir: str = "", seed: int = 0
+) -> pathlib.Path:
     """Writes a figure of a run's first seed, by default to RUN/figures/METHOD_FIGURE.png; returns where it is.
 
     Raises:
       UserError: no run there, no checkpoint in it, or a method that it does not have.
     """
-    options = evaluation.get_config()
-    options.update({"method": method, "data_dir": data_dir, "seeds": 1})
-    name, (subject, *_) = next(iter(evaluate.load(options, run, []).items()))
-    path = path or run / "figures" / f"{name}_{figure}.png"
-    pictures.draw(path, figure, subject.method, subject.model, subject.dataset, subject.state, seed)
-    return path
+    found = build.run(run, method or None, data_dir)
+    like = initial_state(found.method, found.data, found.config.seed, found.num_seeds)
+    state = of_seed(restore(run, found.name, like), 0)
+    path = path or run / "figures" / f"{found.name}_{figure}.png"
+    return figures.save(path, figures.draw(figure, found.method, state, found.data, seed))
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("figure", "samples", list(pictures.FIGURES), "What to draw.")
+    flags.DEFINE_enum("figure", "samples", list(figures.FIGURES), "What to draw.")
     flags.DEFINE_string("workdir", None, "The run's directory.", required=True)
     flags.DEFINE_string("method", "", "One of the run's methods; its first by default.")
     flags.DEFINE_string("out", "", "Where to write; RUN/figures/METHOD_FIGURE.png by default.")

@@ -1,6 +1,6 @@
 """What `python -m experiments.compare` compares: per suite a data set, a budget, and methods that share one decoder.
 
-A method of one's own is a file in avb_jax/methods, a line in METHODS there, and a line in METHODS here.
+A method of one's own is a function that gives a `Method`, a line in METHODS of `avb_jax/build.py`, and a line in METHODS here.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from experiments.configs import synthetic as synthetic_config
 class Entry(NamedTuple):
     """A method as a suite runs it."""
 
-    fields: Mapping = {}  # of the config, beside the suite's
+    fields: Mapping = {}  # of the config, next to the suite's
     variant: str = ""  # of the config
     published: float | None = None  # log p(x), where there is one
 
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 class Suite(NamedTuple):
     """What is compared."""
 
-    main: Callable[[ml_collections.ConfigDict, pathlib.Path], None]  # the experiment
+    main: Callable[[ml_collections.ConfigDict, pathlib.Path], dict]  # the experiment; gives its results
     get_config: Callable[[str], ml_collections.ConfigDict]
     entries: dict[str, Entry]
     methods: tuple[str, ...]  # the entries that run by default
@@ -38,8 +38,12 @@ class Suite(NamedTuple):
 
 
 ADAPTIVE = {
-    "method": "avb", "contrast.kind": "adaptive", "adversary_floor": 3.0, "network.minus_log_prior": False, "noise_draws": 8,
-}  # fmt: skip
+    "method": "avb",
+    "contrast.kind": "adaptive",
+    "adversary_floor": 3.0,
+    "network.minus_log_prior": False,
+    "noise_draws": 8,
+}
 METHODS = {
     "avb": {"method": "avb"},
     "avb_ac": ADAPTIVE,
@@ -58,54 +62,88 @@ DIVERGENCES = {f"avb_{name}": {"method": "avb", "divergence": name} for name in 
 ENTRIES = {name: Entry(fields) for name, fields in METHODS.items()}
 
 LIKELIHOODS = {
-    "log_likelihood_ais": "log p(x), AIS", "bdmc_width": "BDMC width", "log_likelihood_importance": "importance bound",
-    "elbo": "ELBO", "kl": "KL(q(z\\|x), p(z))", "reconstruction_rmse": "pixel error (RMS)",
-    "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN", "sliced_wasserstein": "samples: SWD x 1,000",
-}  # fmt: skip
+    "log_likelihood_ais": "log p(x), AIS",
+    "width_bdmc": "BDMC width",
+    "log_likelihood_importance": "importance bound",
+    "elbo": "ELBO",
+    "kl": "KL(q(z\\|x), p(z))",
+    "reconstruction_rmse_pixels": "pixel error (RMS)",
+    "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
+    "sliced_wasserstein_pixels": "samples: SWD x 1,000",
+}
 # Published: Mescheder, Nowozin & Geiger (2017), the later version, log-likelihoods by AIS after 2.5 million steps.
 MNIST = {
-    "avb_ac": Entry(variant="avb32_ac", published=-80.2), "vae": Entry(variant="vae32", published=-81.9),
-    "avb8_ac": Entry(variant="avb8_ac", published=-89.6), "avb8": Entry(variant="avb8", published=-91.2),
+    "avb_ac": Entry(variant="avb32_ac", published=-80.2),
+    "vae": Entry(variant="vae32", published=-81.9),
+    "avb8_ac": Entry(variant="avb8_ac", published=-89.6),
+    "avb8": Entry(variant="avb8", published=-91.2),
     "vae8": Entry(variant="vae8", published=-90.9),
-}  # fmt: skip
+}
 
 SUITES = {
     "synthetic": Suite(
-        synthetic.main, synthetic_config.get_config,
+        synthetic.main,
+        synthetic_config.get_config,
         {
-            **ENTRIES, **{name: Entry(fields) for name, fields in DIVERGENCES.items()},
+            **ENTRIES,
+            **{name: Entry(fields) for name, fields in DIVERGENCES.items()},
             # Half of the noise Gaussian, the config's default, cannot fill a quarter of the plane.
             "avb_ac": Entry({**ADAPTIVE, "contrast.gaussian_share": 0.0}),
         },
         tuple(METHODS),
         {
-            "log_likelihood": "log p(x), quadrature", "elbo": "ELBO", "elbo_knn": "ELBO, KL by k-NN",
-            "reconstruction_rmse": "pixel error (RMS)", "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
-            "sliced_wasserstein": "samples: SWD x 1,000",
+            "log_likelihood": "log p(x), quadrature",
+            "elbo": "ELBO",
+            "elbo_knn": "ELBO, KL by k-NN",
+            "reconstruction_rmse_pixels": "pixel error (RMS)",
+            "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
+            "sliced_wasserstein_pixels": "samples: SWD x 1,000",
         },
     ),
     "digits": Suite(
-        mnist.main, mnist_config.get_config, {name: Entry(fields, "digits") for name, fields in METHODS.items()},
-        tuple(METHODS), LIKELIHOODS,
+        mnist.main,
+        mnist_config.get_config,
+        {name: Entry(fields, "digits") for name, fields in METHODS.items()},
+        tuple(METHODS),
+        LIKELIHOODS,
         {
-            "network.family": "mlp", "network.activation": "relu", "network.widths": (128, 128), "steps": 4000,
-            "network.adversary_features": 128, "num_seeds": 3, "log_every": 200, "checkpoint_every": 2000, "check_images": 0,
+            "network.family": "mlp",
+            "network.activation": "relu",
+            "network.widths": (128, 128),
+            "steps": 4000,
+            "network.adversary_features": 128,
+            "num_seeds": 3,
+            "log_every": 200,
+            "checkpoint_every": 2000,
+            "check_images": 0,
         },
-        ("importance", "ais", "bdmc", "elbo"), {"ais.chains": 8, "ais.temperatures": 250, "ais.chunk": 20},
+        ("importance", "ais", "bdmc", "elbo"),
+        {"ais.chains": 8, "ais.temperatures": 250, "ais.chunk": 20},
     ),
     "mnist": Suite(
-        mnist.main, mnist_config.get_config,
+        mnist.main,
+        mnist_config.get_config,
         {**MNIST, **{name: Entry(fields, "vae32") for name, fields in METHODS.items() if name not in MNIST}},
-        tuple(MNIST), LIKELIHOODS, {}, ("elbo", "importance", "bdmc", "ais"),
+        tuple(MNIST),
+        LIKELIHOODS,
+        {},
+        ("elbo", "importance", "bdmc", "ais"),
         {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250, "ais.chunk": 20, "elbo.images": 2000},
     ),
     "faces": Suite(
-        celeba.main, celeba_config.get_config, {name: Entry(fields, "small") for name, fields in METHODS.items()},
+        celeba.main,
+        celeba_config.get_config,
+        {name: Entry(fields, "small") for name, fields in METHODS.items()},
         ("avb_ac", "vae", "aae", "bigan", "gan", "vaegan"),
         {
-            "elbo": "ELBO", "kl": "KL(q(z\\|x), p(z))", "reconstruction_rmse": "pixel error (RMS)", "ms_ssim": "MS-SSIM",
-            "sliced_wasserstein_64": "SWD x 1,000, 64 pixels", "sliced_wasserstein_32": "32", "sliced_wasserstein_16": "16",
+            "elbo": "ELBO",
+            "kl": "KL(q(z\\|x), p(z))",
+            "reconstruction_rmse_pixels": "pixel error (RMS)",
+            "ms_ssim_samples": "MS-SSIM",
+            "sliced_wasserstein_64": "SWD x 1,000, 64 pixels",
+            "sliced_wasserstein_32": "32",
+            "sliced_wasserstein_16": "16",
         },
         {"data.name": "images", "data.crop": 0},
     ),
-}  # fmt: skip
+}

@@ -1,1 +1,1 @@
-"""One flat page per experiment."""
+"""One page per experiment; what the fields mean is said once, in `common`."""

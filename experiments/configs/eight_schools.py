@@ -1,11 +1,11 @@
-"""Eight schools: AVB for a posterior given as a NumPyro model, beside NUTS and Gaussian variational inference.
+"""Eight schools: AVB for a posterior given as a NumPyro model, next to NUTS and Gaussian variational inference.
 
-    python -m experiments.eight_schools --config=experiments/configs/eight_schools.py --workdir=DIR
+python -m experiments.eight_schools --config=experiments/configs/eight_schools.py --workdir=DIR
 """
 
 import ml_collections
 
-from experiments.launch import variant_of
+from experiments.configs.common import changes_of
 
 VARIANTS = {"": {}, "smoke": {"avb.steps": 50, "gaussian.steps": 50, "nuts.samples": 200, "nuts.warmup": 100, "samples": 500}}
 
@@ -19,10 +19,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "nuts": {"chains": 4, "warmup": 1000, "samples": 5000},  # per chain
             "gaussian": {"steps": 10_000, "rate": 5e-3, "particles": 8, "bound_draws": 10_000},  # particles: per step
             "avb": {
-                "steps": 8000, "batch_size": 512, "noise_dim": 16, "widths": (128, 128), "adversary_widths": (256, 256),
-                "adversary_steps": 2, "gaussian_share": 0.05, "sampler_rate": 2e-4, "adversary_rate": 1e-3, "clip": 10.0,
+                "steps": 8000,
+                "batch_size": 512,
+                "noise_dim": 16,
+                "widths": (128, 128),
+                "adversary_widths": (256, 256),
+                "adversary_steps": 2,
+                "gaussian_share": 0.05,
+                "sampler_rate": 2e-4,
+                "adversary_rate": 1e-3,
+                "clip": 10.0,
             },
         }
-    )  # fmt: skip
-    config.update_from_flattened_dict(variant_of(VARIANTS, variant))
+    )
+    config.update_from_flattened_dict(changes_of(VARIANTS, variant))
     return config.lock()

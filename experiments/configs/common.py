@@ -1,0 +1,98 @@
+"""The fields of a training: what each means, and the values of most configs. An experiment's config says what it changes.
+
+Fields of the networks are those of the family that an experiment chooses; None turns off what it is the value of.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from avb_jax.types import UserError
+
+
+def training(network: dict, evaluation: dict, variants: dict[str, dict], variant: str, **changes) -> ml_collections.ConfigDict:
+    """A locked config: the defaults here, an experiment's `changes` to them, and those of one of its variants.
+
+    Args:
+      network: values of the network's family, of the fields explained here.
+      evaluation: fields that the experiment's own evaluation reads.
+      variants: by name, the fields that each changes.
+      variant: one of them.
+      changes: the experiment's own values, groups as dictionaries.
+
+    Raises:
+      UserError: no such variant.
+    """
+    config = ml_collections.ConfigDict(
+        {
+            "method": "avb",  # avb, vae, aae, bigan, gan or vaegan; several with commas between
+            "steps": 1000,
+            "batch_size": 128,  # of a step, over all devices
+            "seed": 0,  # of everything random
+            "num_seeds": 1,  # runs trained side by side, from a seed each
+            "parallel": "auto",  # how devices are used: jit, sharded, pmap
+            "latent_dim": 8,
+            "noise_dim": 16,  # numbers of noise that a black-box encoder gets, and each basis beyond latent_dim
+            "likelihood": "bernoulli",  # or gaussian, or logistic (discretised to 256 levels)
+            "likelihood_std": placeholder(float),  # of a Gaussian; None: learned
+            "likelihood_scale": "pixel",  # a learned scale for each pixel, or one for all ("global")
+            "beta": 1.0,  # weight of the KL term; 1 is the ELBO
+            "beta_warmup": 0,  # steps over which it rises from 0
+            "adversary_steps": 1,  # updates of T per step
+            "adversary_floor": placeholder(float),  # c: the KL term takes max(T, -c), which costs at most e^-c nats
+            "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
+            "noise_draws": 1,  # of z per example: all for T, the first one to decode
+            "feature_weight": 1.0,  # gamma of a VAE/GAN
+            "ema_decay": placeholder(float),  # of the averages that are evaluated
+            "log_every": 100,  # steps per report
+            "checkpoint_every": 1000,
+            "check_images": 32,  # held-out, at each checkpoint: the ELBO under T and a bound without T
+            "data": {"name": "", "dir": "", "binarize": "none"},  # binarize: none, dynamic (anew each time) or threshold
+            # What T compares q(z|x) with: the prior (kind none), or a Gaussian with q's moments (adaptive).
+            "contrast": {
+                "kind": "none",
+                "bases": 4,  # noise networks of an encoder that knows its moments; 0: a black box
+                "widths": (64, 64),  # of these networks
+                "gaussian_share": 0.5,  # of the encoder's noise
+                "moment_draws": 8,  # of a black box, for its moments
+                "moment_gradients": False,  # whether the moments are trained without T, which then shapes q alone
+                "shape_rate": 1.0,  # rate of what makes that shape, over the encoder's
+            },
+            # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
+            "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
+            "network": {
+                "activation": "relu",
+                "head_scale": 1.0,  # variance of the initial kernels behind q's mean and scale; near 0, q starts near p
+                "minus_log_prior": True,  # T is the network less log p(z), of which it then has not to learn
+            },
+            # Adam's.
+            "optimizer": {
+                "encoder_rate": 1e-3,
+                "decoder_rate": 1e-3,
+                "adversary_rate": 1e-3,
+                "b1": 0.5,
+                "b2": 0.999,
+                "schedule": "cosine",  # or constant
+                "clip": placeholder(float),  # of each player's gradient norm
+            },
+            "evaluation": evaluation,
+        }
+    )
+    config.network.update(network)
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            config[name].update(value)
+        else:
+            config[name] = value
+    config.update_from_flattened_dict(changes_of(variants, variant))
+    return config.lock()
+
+
+def changes_of(variants: dict[str, dict], variant: str) -> dict:
+    """The fields that a config's variant changes.
+
+    Raises:
+      UserError: no such variant.
+    """
+    if variant not in variants:
+        raise UserError(f"--config=...:{variant}: no such variant; there are {', '.join(v for v in variants if v)}")
+    return variants[variant]
