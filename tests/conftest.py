@@ -1,5 +1,6 @@
 """Four simulated CPU devices for every test, compiled fast rather than well, and small players shared by many."""
 
+import inspect
 import math
 import os
 import pathlib
@@ -17,8 +18,17 @@ import optax
 import pytest
 from flax import linen as nn
 
-from avb_jax import Bernoulli, Deterministic, Model, Players, StandardNormal, networks
-from avb_jax.methods import METHODS
+import avb_jax
+from avb_jax import Method, Players, distributions, networks
+from avb_jax.methods import gan
+from avb_jax.network import as_network
+from avb_jax.transforms import with_ema
+
+LATENTS = 3
+METHODS = {name: getattr(avb_jax, name) for name in ("avb", "vae", "aae", "bigan", "gan", "vaegan")}  # the constructors
+WITH_LIKELIHOOD = ("avb", "vae", "aae")
+GAUSSIAN = ("vae", "vaegan")  # those whose encoder has a density
+ADVERSARIAL = [name for name in METHODS if name != "vae"]
 
 
 class Normalised(nn.Module):
@@ -35,32 +45,81 @@ class Normalised(nn.Module):
         return h if self.shape is None else nn.Dense(math.prod(self.shape))(h).reshape(-1, *self.shape)
 
 
-def small_model(
-    method: str = "avb", *, conv: bool = False, batch_norm: bool = False, encoder=None, noise_dim: int = 3, **options
-) -> Model:
-    """A method's players for 6x6 images, 3 latents, a few hundred params each; `encoder` in the place of the usual head.
+def small_modules(name: str = "avb", *, conv: bool = False, batch_norm: bool = False, encoder=None, axis_name=None) -> Players:
+    """A method's players as Linen modules, for 6x6 images and 3 latents, a few hundred params each.
 
-    `batch_norm` gives every player batch statistics, `conv` encoder and adversary (and takes far longer to compile).
+    `encoder`, a function of a trunk and of the number of latents, stands in the place of the usual one. `batch_norm` gives
+    every player batch statistics (over `axis_name`), `conv` encoder and adversary (and takes far longer to compile).
     """
 
     def trunk():
         if batch_norm:
-            return Normalised()
-        return networks.ConvNet(channels=2, kernel_size=3) if conv else networks.MLP((8,), input_rank=2)
+            return Normalised(axis_name=axis_name)
+        return networks.ConvNet(2, 3, axis_name=axis_name) if conv else networks.MLP((8,), input_rank=2)
 
-    kinds = METHODS[method].PLAYERS
-    heads = {"gaussian": networks.GaussianEncoder, "density": networks.GaussianEncoder, None: lambda trunk, latents: None}
-    head = (encoder or heads.get(kinds.encoder, networks.BlackBoxEncoder))(trunk(), 3)
-    decoder = networks.ConvDecoder((6, 6), 1, 2, 3) if conv else networks.MLPDecoder((6, 6), 1, (8,))
-    decoder = Normalised((6, 6, 1)) if batch_norm else decoder
-    adversary = {
-        "pairs": networks.InnerProductAdversary(trunk(), networks.MLP((8,)), 5), "latents": networks.LatentAdversary((8,)),
-        "images": networks.ImageAdversary(trunk()), None: None,
-    }[kinds.adversary]  # fmt: skip
-    if batch_norm and kinds.adversary in ("pairs", "latents"):
-        adversary = Normalised(())
-    likelihood = Bernoulli() if kinds.decoder == "likelihood" else Deterministic()
-    return Model(Players(head, decoder, adversary), StandardNormal(3), likelihood, noise_dim, **options)
+    head = encoder or (networks.GaussianEncoder if name in GAUSSIAN else networks.BlackBoxEncoder)
+    if batch_norm:
+        decoder = Normalised((6, 6, 1), axis_name)
+    else:
+        decoder = networks.ConvDecoder((6, 6), 1, 2, 3) if conv else networks.MLPDecoder((6, 6), 1, (8,))
+    if name == "vae":
+        adversary = None
+    elif name in ("gan", "vaegan"):
+        adversary = networks.ImageAdversary(trunk())
+    elif batch_norm:
+        adversary = Normalised((), axis_name)
+    elif name == "aae":
+        adversary = networks.LatentAdversary((8,))
+    else:
+        adversary = networks.InnerProductAdversary(trunk(), networks.MLP((8,)), 5)
+    return Players(None if name == "gan" else head(trunk(), LATENTS), decoder, adversary)
+
+
+def small_networks(name: str = "avb", **options) -> Players:
+    """The same as the pure losses take them."""
+    modules = small_modules(name, **options)
+    if name in ("gan", "vaegan"):
+        modules = modules._replace(adversary=gan.of_images(modules.adversary))
+    return Players(*map(as_network, modules))
+
+
+def method_of(name: str, players: Players, *, ema_decay: float | None = None, **settings) -> Method:
+    """A method of the players by its constructor, given those of the settings that it has; `noise_dim` is for all."""
+    constructor = METHODS[name]
+    accepted = inspect.signature(constructor).parameters
+    given = {player: network for player, network in players._asdict().items() if player in accepted}
+    if "noise_dim" not in accepted:
+        settings.pop("noise_dim")
+    method = constructor(**given, **settings)
+    return method if ema_decay is None else with_ema(method, ema_decay)
+
+
+def small_method(
+    name: str = "avb",
+    *,
+    conv: bool = False,
+    batch_norm: bool = False,
+    encoder=None,
+    noise_dim: int = 3,
+    likelihood=None,
+    optimizers=None,
+    axis_name: str | None = None,
+    ema_decay: float | None = None,
+    **settings,
+) -> Method:
+    """A method of `small_modules`, of Bernoulli pixels where it has a likelihood, trained by Adam unless said otherwise."""
+    if likelihood is None and name in WITH_LIKELIHOOD:
+        likelihood = distributions.bernoulli
+    return method_of(
+        name,
+        small_modules(name, conv=conv, batch_norm=batch_norm, encoder=encoder, axis_name=axis_name),
+        prior=distributions.standard_normal(LATENTS),
+        optimizers=optax.adam(1e-3) if optimizers is None else optimizers,
+        noise_dim=noise_dim,
+        ema_decay=ema_decay,
+        **({} if likelihood is None else {"likelihood": likelihood}),
+        **settings,
+    )
 
 
 @pytest.fixture

@@ -3,13 +3,30 @@
 x [2]; q(z|x) = N(m x + c, diag s^2) in 2 latents; p(x|z) = N(w z, sigma^2 I).
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from avb_jax import Gaussian, Model, Players, StandardNormal
-from avb_jax.distributions import normal_log_prob
+from avb_jax import Players, distributions, players
+from avb_jax.methods import avb
+from avb_jax.network import as_network
 
 SIGMA = 0.7
+PRIOR = distributions.standard_normal(2)
+START = {"m": 0.8, "c": -0.3, "log_s": -0.5}
+POINTS = jnp.array([[0.5, -1.0], [1.0, 0.2], [-0.7, 0.4], [0.0, 1.5]])
+
+
+def log_normal(z, mean=0.0, log_std=0.0):
+    """Log N(z; mean, std^2), elementwise."""
+    return -0.5 * jnp.square((z - mean) * jnp.exp(-log_std)) - log_std - 0.5 * jnp.log(2 * jnp.pi)
+
+
+def params_of_q(module):
+    """The calling module's params m, c and log_s [2]."""
+    return (module.param(name, nn.initializers.constant(value), (2,)) for name, value in START.items())
 
 
 class LinearEncoder(nn.Module):
@@ -17,9 +34,7 @@ class LinearEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise):
-        m = self.param("m", nn.initializers.constant(0.8), (2,))
-        c = self.param("c", nn.initializers.constant(-0.3), (2,))
-        log_s = self.param("log_s", nn.initializers.constant(-0.5), (2,))
+        m, c, log_s = params_of_q(self)
         return m * x + c + jnp.exp(log_s) * noise
 
 
@@ -36,17 +51,55 @@ class ExactLogRatio(nn.Module):
 
     @nn.compact
     def __call__(self, x, z):
-        m = self.param("m", nn.initializers.constant(0.8), (2,))
-        c = self.param("c", nn.initializers.constant(-0.3), (2,))
-        log_s = self.param("log_s", nn.initializers.constant(-0.5), (2,))
+        m, c, log_s = params_of_q(self)
         offset = self.param("offset", nn.initializers.zeros, ())
-        return offset + jnp.sum(normal_log_prob(z, m * x + c, log_s) - normal_log_prob(z), axis=-1)
+        return offset + jnp.sum(log_normal(z, m * x + c, log_s) - log_normal(z), axis=-1)
 
 
-def model(**options) -> Model:
-    """The game's model."""
-    players = Players(LinearEncoder(), LinearDecoder(), ExactLogRatio())
-    return Model(players, StandardNormal(2), Gaussian(SIGMA), 2, **options)
+class Game:
+    """The networks, their params as they start, and the two losses as functions of params and draws alone.
+
+    `contrast` is for both losses, further settings are for those that have them.
+    """
+
+    def __init__(self, encoder=None, adversary=None, *, contrast=None, divergence=None, **settings):
+        modules = encoder or LinearEncoder(), LinearDecoder(), adversary or ExactLogRatio()
+        self.networks = Players(*map(as_network, modules))
+        x, z = jnp.zeros((4, 2)), jnp.zeros((4, 2))
+        inputs = Players((x, z), (z,), (x, z))
+        variables = (network.init(jax.random.key(0), *of) for network, of in zip(self.networks, inputs, strict=True))
+        self.params = Players(*(of_player.get("params", {}) for of_player in variables))
+        self.collections = Players({}, {}, {})
+        common = {"networks": self.networks, "prior": PRIOR, "contrast": contrast}
+        self._loss = functools.partial(
+            avb.negative_elbo_adversarial, likelihood=distributions.gaussian(SIGMA), **common, **settings
+        )
+        self._loss_of_t = functools.partial(
+            avb.adversary_loss, **common, **({} if divergence is None else {"divergence": divergence})
+        )
+
+    def draw(self, key, x, count=1):
+        """Draws for the examples x [B, 2]."""
+        return players.draw(key, x, PRIOR, 2, count)
+
+    def loss(self, params, draws, adversary=None, **options):
+        """Of encoder and decoder: (loss, `Generative`), by T's params in `self.params` unless others are given."""
+        adversary = self.params.adversary if adversary is None else adversary
+        return self._loss(params, adversary, self.collections, draws, **options)
+
+    def terms(self, draws, adversary=None):
+        """Per example, at the start."""
+        return self.loss(self.params, draws, adversary)[1].terms
+
+    def loss_of_t(self, adversary, draws, z):
+        """Of T: (loss, `AdversaryTerms`)."""
+        loss, (terms, _) = self._loss_of_t(adversary, self.collections, draws, z)
+        return loss, terms
+
+    def z(self, draws):
+        """The encoder's draws [S, B, 2]."""
+        encoder = self.networks.encoder, self.params.encoder, {}
+        return players.encode(*encoder, draws.x, draws.noise, 2, train=True)[0].z
 
 
 def analytic_negative_elbo(encoder, decoder, x):

@@ -1,4 +1,4 @@
-"""Probabilistic PCA as a model of ours (Tipping & Bishop 1999): log p(x) and the posterior in closed form.
+"""Probabilistic PCA as a `Method` (Tipping & Bishop 1999): log p(x) and the posterior in closed form.
 
 p(z) = N(0, I), p(x|z) = N(W z + b, sigma^2 I). The encoder is Gaussian with the posterior's mean, shifted, and the diagonal
 of its covariance: about as good as a mean-field VAE gets, and not exact.
@@ -7,39 +7,43 @@ of its covariance: about as good as a mean-field VAE gets, and not exact.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from avb_jax import Gaussian, Model, Players, Posterior, StandardNormal, State
+from avb_jax import Method, Posterior, State, Terms
+from avb_jax.distributions import kl_divergence, normal, standard_normal
 
 PIXELS = 784
+SHIFT = 0.2  # of the encoder's mean, in its standard deviations
 
 
-class Decoder(nn.Module):
-    """Mean W z + b."""
+def method(dim: int, sigma: float, moments: bool = True) -> Method:
+    """The model, for a State with params a, b, std and w; without `moments` its encoder is a black box with the same draws."""
+    prior = standard_normal(dim)
 
-    @nn.compact
-    def __call__(self, z):
-        w = self.param("w", nn.initializers.zeros, (PIXELS, z.shape[-1]))
-        return (z @ w.T + self.param("b", nn.initializers.zeros, (PIXELS,)))[..., None]
+    def encode(key, state, x, draws=None):
+        p, shape = state.params, (len(x), dim) if draws is None else (draws, len(x), dim)
+        mean = (x - p["b"]) @ p["a"].T + SHIFT * p["std"]
+        std = jnp.broadcast_to(p["std"], mean.shape)
+        z = mean + std * jax.random.normal(key, shape)
+        return Posterior(z, mean, std, gaussian=True) if moments else Posterior(z)
 
+    def decode(state, z):
+        return normal(z @ state.params["w"].T + state.params["b"], sigma)
 
-class Encoder(nn.Module):
-    """Mean A (x - b) + shift * std, standard deviation std."""
+    def log_joint(state, x, z):
+        return decode(state, z).log_prob(x) + prior.log_prob(z)
 
-    dim: int
-    shift: float = 0.2
+    def elbo(key, state, x):
+        posterior = encode(key, state, x)
+        return Terms(-decode(state, posterior.z).log_prob(x), kl_divergence(normal(posterior.mean, posterior.std), prior))
 
-    @nn.compact
-    def __call__(self, x, noise):
-        a = self.param("a", nn.initializers.zeros, (self.dim, x.shape[-1]))
-        std = self.param("std", nn.initializers.ones, (self.dim,))
-        mean = (x - self.param("b", nn.initializers.zeros, (x.shape[-1],))) @ a.T + self.shift * std
-        std = jnp.broadcast_to(std, mean.shape)
-        return Posterior(mean + std * noise, mean, std, gaussian=True)
+    def sample(key, state, count):
+        return decode(state, prior.sample(key, (count,))).mean
+
+    return Method("vae", None, None, sample, prior, encode, decode, log_joint, elbo)
 
 
 class Case:
-    """A model with its State, data drawn from it [N, 784], their posterior draws [N, Z], and log p(x) [N] in float64."""
+    """The model with its State, data drawn from it [N, 784], their posterior draws [N, Z], and log p(x) [N] in float64."""
 
     def __init__(self, dim: int, sigma: float = 0.3, scale: float = 0.1, count: int = 20):
         rng = np.random.default_rng(dim)
@@ -57,10 +61,9 @@ class Case:
         self.log_likelihood = -0.5 * (square + log_determinant + PIXELS * np.log(2 * np.pi))
         self.mean_log_likelihood = -0.5 * (PIXELS + log_determinant + PIXELS * np.log(2 * np.pi))  # over the model's own data
         self.posterior_std = np.sqrt(np.diag(covariance))
-        self.model = Model(Players(Encoder(dim), Decoder(), None), StandardNormal(dim), Gaussian(sigma), dim)
-        params = Players(
-            encoder={"a": to_mean, "std": self.posterior_std, "b": b}, decoder={"w": w, "b": b}, adversary=None
-        )
+        self.method = method(dim, sigma)
+        self.black_box = method(dim, sigma, moments=False)
+        params = {"a": to_mean, "std": self.posterior_std, "b": b, "w": w}
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-        self.state = State(jnp.zeros((), jnp.int32), params, Players(), Players({}, {}, {}), None)
+        self.state = State(jnp.zeros((), jnp.int32), params, None, None)
         self.x = self.x.astype(np.float32)

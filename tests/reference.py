@@ -5,11 +5,12 @@ gradient must not flow through is a number here, computed beforehand, and no `st
 """
 
 import inspect
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from avb_jax import Judgement, Players, Posterior
+from avb_jax import AdversaryOutput, Players, Posterior
 from avb_jax.streams import stream
 
 DIVERGENCES = {
@@ -21,56 +22,84 @@ DIVERGENCES = {
 }
 
 
+class Settings(NamedTuple):
+    """Of any method; each reads those that it has."""
+
+    prior: tuple = (0.0, 1.0)  # mean and standard deviation of every latent
+    noise_dim: int = 3
+    noise_draws: int = 1
+    adversary_steps: int = 1
+    divergence: str = "jensen_shannon"
+    adversary_floor: float | None = None
+    minus_log_prior: bool = False
+    adaptive: bool = False
+    moment_draws: int = 8
+    moment_gradients: bool = False
+    feature_weight: float = 1.0
+    beta: float = 1.0
+    beta_warmup: int = 0
+
+
 def log_normal(z, mean, std):
     """Log N(z; mean, diag std^2) over the last axis."""
     return jnp.sum(-(((z - mean) / std) ** 2) / 2 - jnp.log(std) - jnp.log(2 * jnp.pi) / 2, axis=-1)
 
 
-def gaussian_kl(mean, std):
-    """KL(N(mean, diag std^2), N(0, I)) over the last axis."""
-    return jnp.sum((mean**2 + std**2 - 1) / 2 - jnp.log(std), axis=-1)
+def gaussian_kl(mean, std, prior):
+    """KL(N(mean, diag std^2), N(m, s^2 I)) over the last axis, for a prior (m, s)."""
+    m, s = prior
+    return jnp.sum(((mean - m) ** 2 + std**2 - s**2) / (2 * s**2) + jnp.log(s) - jnp.log(std), axis=-1)
 
 
 class Game:
-    """A model in training mode: what each network returns, and the statistics that it leaves behind."""
+    """Linen modules in training mode: what each network returns, and the statistics that it leaves behind."""
 
-    def __init__(self, model, stats, x):
-        self.model, self.stats, self.x = model, stats, x
+    def __init__(self, modules, settings, stats, x):
+        self.modules, self.settings, self.stats, self.x = modules, settings, stats, x
+        self.latents = 3
 
     def run(self, player, params, *inputs):
         """A network's output and its new statistics."""
-        module, stats = getattr(self.model.networks, player), getattr(self.stats, player)
+        module, stats = getattr(self.modules, player), getattr(self.stats, player)
         train = {"train": True} if "train" in inspect.signature(type(module).__call__).parameters else {}
         output, new = module.apply({"params": params, **stats}, *inputs, **train, mutable=list(stats))
         return output, {**stats, **new}
 
     def draws(self, key):
-        """The noise of the encoder, and the prior's draws."""
+        """The noise of the encoder, and draws of what T compares with: the prior, or N(0, I) under contrast."""
         noise_key, prior_key = jax.random.split(key)
-        shape = self.model.noise_draws, len(self.x)
-        noise = jax.random.normal(noise_key, (*shape, self.model.noise_dim))
-        return noise, jax.random.normal(prior_key, (*shape, self.model.prior.dim))
+        shape = self.settings.noise_draws, len(self.x)
+        noise = jax.random.normal(noise_key, (*shape, self.settings.noise_dim))
+        mean, std = (0.0, 1.0) if self.settings.adaptive else self.settings.prior
+        return noise, mean + std * jax.random.normal(prior_key, (*shape, self.latents))
+
+    def log_prior(self, z):
+        """Log p(z)."""
+        return log_normal(z, *self.settings.prior)
 
     def posterior(self, params, noise):
         """Z [S, B, Z], the moments [B, Z] or None, log q or None; and the encoder's statistics."""
-        s, b, z_dim = len(noise), len(self.x), self.model.prior.dim
-        encoder = self.model.networks.encoder
-        if getattr(encoder, "shares_x", False):
+        s, b = len(noise), len(self.x)
+        if getattr(self.modules.encoder, "shares_x", False):
             output, stats = self.run("encoder", params, self.x, noise)
         else:
             output, stats = self.run("encoder", params, jnp.concatenate([self.x] * s), noise.reshape(s * b, -1))
         output = output if isinstance(output, Posterior) else Posterior(output)
-        return output.replace(z=output.z.reshape(s, b, z_dim)), stats
+        return output.replace(z=output.z.reshape(s, b, self.latents)), stats
 
     def t(self, params, x, z):
         """T [K, B] at z [K, B, Z], all pairs in one batch; and T's statistics."""
         k, b = z.shape[:2]
-        if getattr(self.model.networks.adversary, "shares_x", False):
+        if getattr(self.modules.adversary, "shares_x", False):
             output, stats = self.run("adversary", params, x, z)
         else:
             output, stats = self.run("adversary", params, jnp.concatenate([x] * k), z.reshape(k * b, -1))
-        output = output.t if isinstance(output, Judgement) else output
-        return output.reshape(k, b), stats
+        output = output.t if isinstance(output, AdversaryOutput) else output
+        output = output.reshape(k, b)
+        if self.settings.minus_log_prior:
+            mean, std = (0.0, 1.0) if self.settings.adaptive else self.settings.prior
+            output = output + jnp.sum(((z - mean) / std) ** 2, axis=-1) / 2
+        return output, stats
 
     def of_images(self, params, images):
         """T [K, B] and features [K, B, F] of images [K, B, ...], all in one batch; and T's statistics."""
@@ -91,12 +120,12 @@ class Game:
 
     def divergence(self, on_q, on_p):
         """T's loss [S, B]."""
-        return DIVERGENCES[self.model.divergence](on_q, on_p)
+        return DIVERGENCES[self.settings.divergence](on_q, on_p)
 
 
 # Three functions per method:
-#   shown(game, params, noise, z_prior) -> what T compares, a tuple of arrays
-#   loss_of_t(game, psi, shown) -> (loss [], (T [S, B] on either side, T's statistics))
+#   compared(game, params, noise, z_prior) -> what T compares, a tuple of arrays
+#   loss_of_t(game, psi, compared) -> (loss [], (T [S, B] on either side, T's statistics))
 #   losses(game, params, psi, noise, z_prior, beta) -> (each player's gradient of its own loss, (what is observed, (the
 #     encoder's and the decoder's statistics)))
 
@@ -105,8 +134,8 @@ def moments(game, params, posterior):
     """Mean and standard deviation [B, Z] of q(z|x): the encoder's own, or those of draws from noise that is always the same."""
     if posterior.mean is not None:
         return posterior.mean, posterior.std
-    count = game.model.moment_draws
-    noise = jax.random.normal(jax.random.key(0), (count, 1, game.model.noise_dim))
+    count = game.settings.moment_draws
+    noise = jax.random.normal(jax.random.key(0), (count, 1, game.settings.noise_dim))
     z = game.posterior(params, jnp.concatenate([noise] * len(game.x), axis=1))[0].z
     centre = sum(z) / count
     return centre, jnp.sqrt(sum((z - centre) ** 2) / (count - 1))
@@ -115,21 +144,21 @@ def moments(game, params, posterior):
 def standardised(game, params, posterior, fixed):
     """What T sees of the draws, and log r - log p at them, with moments from `fixed` params."""
     z = posterior.z
-    if game.model.contrast == "none":
+    if not game.settings.adaptive:
         return z, jnp.zeros(z.shape[:2]), None
     mean, std = moments(game, *fixed)
-    zero, one = jnp.zeros_like(mean), jnp.ones_like(mean)
-    return (z - mean) / std, log_normal(z, mean, std) - log_normal(z, zero, one), gaussian_kl(mean, std)
+    kl = gaussian_kl(mean, std, game.settings.prior)
+    return (z - mean) / std, log_normal(z, mean, std) - game.log_prior(z), kl
 
 
-def avb_shown(game, params, noise, z_prior):
+def avb_compared(game, params, noise, z_prior):
     posterior, _ = game.posterior(params.encoder, noise)
     return standardised(game, params.encoder, posterior, (params.encoder, posterior))[0], z_prior
 
 
-def avb_loss_of_t(game, psi, shown, blind=False):
+def avb_loss_of_t(game, psi, compared, blind=False):
     x = 0 * game.x if blind else game.x
-    t, stats = game.t(psi, x, jnp.concatenate(shown))
+    t, stats = game.t(psi, x, jnp.concatenate(compared))
     on_q, on_p = jnp.split(t, 2)
     return jnp.mean(game.divergence(on_q, on_p)), (on_q, on_p, stats)
 
@@ -139,13 +168,13 @@ def avb_losses(game, params, psi, noise, z_prior, beta, blind=False):
 
     def loss(params):
         posterior, encoder_stats = game.posterior(params.encoder, noise)
-        fixed = (params.encoder, posterior) if game.model.moment_gradients else (
-            start.encoder, game.posterior(start.encoder, noise)[0])  # fmt: skip
+        at_start = start.encoder, game.posterior(start.encoder, noise)[0]
+        fixed = (params.encoder, posterior) if game.settings.moment_gradients else at_start
         seen, log_ratio, kl_contrast = standardised(game, params.encoder, posterior, fixed)
         x = 0 * game.x if blind else game.x
         t = game.t(psi, x, jnp.concatenate([seen, z_prior]))[0][: len(seen)]
-        if game.model.adversary_floor:
-            t = jnp.where(t > -game.model.adversary_floor, t, -game.model.adversary_floor)
+        if game.settings.adversary_floor is not None:
+            t = jnp.where(t > -game.settings.adversary_floor, t, -game.settings.adversary_floor)
         kl = sum(t + log_ratio) / len(t)
         reconstruction, decoder_stats = game.reconstruction(params.decoder, posterior.z[0])
         observed = {"reconstruction": reconstruction, "kl": kl, "kl_contrast": kl_contrast}
@@ -161,10 +190,9 @@ def vae_losses(game, params, psi, noise, z_prior, beta):
     def loss(params):
         posterior, encoder_stats = game.posterior(params.encoder, noise)
         if posterior.log_q is None:
-            kl = gaussian_kl(posterior.mean, posterior.std)
+            kl = gaussian_kl(posterior.mean, posterior.std, game.settings.prior)
         else:
-            zero = jnp.zeros_like(posterior.z)
-            kl = sum(posterior.log_q - log_normal(posterior.z, zero, zero + 1)) / len(noise)
+            kl = sum(posterior.log_q - game.log_prior(posterior.z)) / len(noise)
         reconstruction, decoder_stats = game.reconstruction(params.decoder, posterior.z[0])
         observed = {"reconstruction": reconstruction, "kl": kl}
         return jnp.mean(reconstruction + beta * kl), (observed, (encoder_stats, decoder_stats))
@@ -172,12 +200,12 @@ def vae_losses(game, params, psi, noise, z_prior, beta):
     return jax.grad(loss, has_aux=True)(params)
 
 
-def bigan_shown(game, params, noise, z_prior):
+def bigan_compared(game, params, noise, z_prior):
     return game.posterior(params.encoder, noise[:1])[0].z[0], game.images(params.decoder, z_prior[0])[0], z_prior[0]
 
 
-def bigan_loss_of_t(game, psi, shown):
-    z, images, z_prior = shown
+def bigan_loss_of_t(game, psi, compared):
+    z, images, z_prior = compared
     t, stats = game.t(psi, jnp.concatenate([game.x, images]), jnp.concatenate([z, z_prior])[None])
     on_data, on_model = t[:, : len(z)], t[:, len(z) :]
     return jnp.mean(game.divergence(on_data, on_model)), (on_data, on_model, stats)
@@ -195,14 +223,14 @@ def bigan_losses(game, params, psi, noise, z_prior, beta):
     return jax.grad(loss, has_aux=True)(params)
 
 
-def gan_shown(game, params, noise, z_prior):
+def gan_compared(game, params, noise, z_prior):
     del noise
     return (game.images(params.decoder, z_prior[0])[0],)
 
 
-def images_loss_of_t(game, psi, shown):
-    t, _, stats = game.of_images(psi, jnp.stack([game.x, *shown]))
-    real, made = jnp.stack([t[0]] * len(shown)), t[1:]
+def images_loss_of_t(game, psi, compared):
+    t, _, stats = game.of_images(psi, jnp.stack([game.x, *compared]))
+    real, made = jnp.stack([t[0]] * len(compared)), t[1:]
     return jnp.mean(game.divergence(real, made)), (real, made, stats)
 
 
@@ -217,7 +245,7 @@ def gan_losses(game, params, psi, noise, z_prior, beta):
     return jax.grad(loss, has_aux=True)(params)
 
 
-def vaegan_shown(game, params, noise, z_prior):
+def vaegan_compared(game, params, noise, z_prior):
     z = game.posterior(params.encoder, noise[:1])[0].z[0]
     images = game.images(params.decoder, jnp.concatenate([z, z_prior[0]]))[0]
     return images[: len(z)], images[len(z) :]
@@ -231,10 +259,10 @@ def vaegan_losses(game, params, psi, noise, z_prior, beta):
         images = jnp.split(images, 2)
         t, features, _ = game.of_images(psi, jnp.stack([game.x, *images]))
         distance = jnp.sum((features[0] - features[1]) ** 2, axis=-1) / 2
-        kl = gaussian_kl(posterior.mean, posterior.std)
+        kl = gaussian_kl(posterior.mean, posterior.std, game.settings.prior)
         per_player = {
             "encoder": beta * kl + distance,
-            "decoder": game.model.feature_weight * distance + jnp.logaddexp(0, -t[1]) + jnp.logaddexp(0, -t[2]),
+            "decoder": game.settings.feature_weight * distance + jnp.logaddexp(0, -t[1]) + jnp.logaddexp(0, -t[2]),
         }
         return jnp.mean(per_player[player]), ({"feature_distance": distance, "kl": kl}, (encoder_stats, decoder_stats))
 
@@ -248,41 +276,41 @@ def _blind(function):
 
 
 METHODS = {
-    "avb": (avb_shown, avb_loss_of_t, avb_losses),
-    "aae": (avb_shown, _blind(avb_loss_of_t), _blind(avb_losses)),
+    "avb": (avb_compared, avb_loss_of_t, avb_losses),
+    "aae": (avb_compared, _blind(avb_loss_of_t), _blind(avb_losses)),
     "vae": (None, None, vae_losses),
-    "bigan": (bigan_shown, bigan_loss_of_t, bigan_losses),
-    "gan": (gan_shown, images_loss_of_t, gan_losses),
-    "vaegan": (vaegan_shown, images_loss_of_t, vaegan_losses),
+    "bigan": (bigan_compared, bigan_loss_of_t, bigan_losses),
+    "gan": (gan_compared, images_loss_of_t, gan_losses),
+    "vaegan": (vaegan_compared, images_loss_of_t, vaegan_losses),
 }
 
 
-def step(method, key, state, t, x, model, rates):
+def step(method, key, state, t, x, modules, settings, rates, ema_decay):
     """Algorithm 1 by gradient descent at `rates` in step t: (params, statistics, averages, what is observed) after it."""
-    shown, loss_of_t, losses = METHODS[method]
-    psi, stats, game = state.params.adversary, state.batch_stats, Game(model, state.batch_stats, x)
+    compared, loss_of_t, losses = METHODS[method]
+    psi, stats = state.params.adversary, state.collections
+    game = Game(modules, settings, stats, x)
 
     def descend(params, gradient, rate):
         return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
-    for i in range(1, model.adversary_steps if loss_of_t else 0):
+    for i in range(1, settings.adversary_steps if loss_of_t else 0):
         draws = game.draws(jax.random.fold_in(stream(key, "adversary"), i))
         gradient, (*_, new) = jax.grad(lambda psi, seen, game: loss_of_t(game, psi, seen), has_aux=True)(
-            psi, shown(game, state.params, *draws), game
+            psi, compared(game, state.params, *draws), game
         )
         psi = descend(psi, gradient, rates.adversary)
         stats = stats._replace(adversary=new)
-        game = Game(model, stats, x)
+        game = Game(modules, settings, stats, x)
 
     draws = game.draws(key)
-    beta = model.beta * (min(1, (t + 1) / model.beta_warmup) if model.beta_warmup else 1)
+    beta = settings.beta * (min(1, (t + 1) / settings.beta_warmup) if settings.beta_warmup else 1)
     generative, (observed, (encoder_stats, decoder_stats)) = losses(
         game, state.params._replace(adversary=None), psi, *draws, beta
     )
-    observed = {**observed, "beta": beta}
     adversary_stats = stats.adversary
     if loss_of_t:
-        seen = shown(game, state.params, *draws)
+        seen = compared(game, state.params, *draws)
         gradient, (on_q, on_p, adversary_stats) = jax.grad(lambda psi: loss_of_t(game, psi, seen), has_aux=True)(psi)
         psi = descend(psi, gradient, rates.adversary)
         pairs = jnp.concatenate([on_q, on_p])
@@ -297,10 +325,12 @@ def step(method, key, state, t, x, model, rates):
         psi,
     )
     stats = Players(stats.encoder if encoder_stats is None else encoder_stats, decoder_stats, adversary_stats)
-    decay = min(model.ema_decay, (1 + t) / (10 + t))
-    average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, tuple(state.average), (params, stats))
-    if method == "aae":
-        observed["kl_aggregated_posterior"] = observed.pop("kl")
+    decay = min(ema_decay, (1 + t) / (10 + t))
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, tuple(state.ema), (params, stats))
+    if "kl" in observed:
+        observed["beta"] = beta
     if method in ("avb", "vae"):
         observed["elbo"] = -observed["reconstruction"] - observed["kl"]
-    return params, stats, average, {name: value for name, value in observed.items() if value is not None}
+    if method == "aae":
+        observed["kl_aggregated_posterior"] = observed.pop("kl")
+    return params, stats, ema, {name: value for name, value in observed.items() if value is not None}

@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from avb_jax import Bernoulli, Gaussian, StandardNormal, divergences, inference, networks
-from avb_jax.distributions import DiscretizedLogistic, Normal
+from avb_jax import distributions, divergences, inference, networks
 from avb_jax.evaluation.examples import sum_up
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOLERANCE = 1e-4  # of a number or of its array's root mean square; rounding to 32 bits is 2e-6 here at most
 ROWS = (1_023, 16_385, 32_769)
 ELEMENTWISE = [
-    ("exp", jnp.exp, np.exp), ("expm1", jnp.expm1, np.expm1), ("tanh", jnp.tanh, np.tanh),
+    ("exp", jnp.exp, np.exp),
+    ("expm1", jnp.expm1, np.expm1),
+    ("tanh", jnp.tanh, np.tanh),
     ("log", lambda x: jnp.log(jnp.abs(x)), lambda x: np.log(np.abs(x))),
     ("log1p", lambda x: jnp.log1p(jnp.abs(x)), lambda x: np.log1p(np.abs(x))),
     ("sigmoid", jax.nn.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
     ("softplus", jax.nn.softplus, lambda x: np.logaddexp(0, x)),
-]  # fmt: skip
+]
 RNG = np.random.default_rng(0)
 
 
@@ -55,11 +56,13 @@ def of_rows(dim):
         return
     yield "its gradient", lambda z, p: jax.vmap(jax.grad(quadratic), (0, None))(z, p), (p,)
 
-    def beside_a_prior(z, p):
-        return inference.Density(lambda z: quadratic(z, p), StandardNormal(dim)).log_prob(z[..., None], z)
+    prior = distributions.standard_normal(dim)
 
-    yield "density beside a prior", beside_a_prior, (p,)
-    yield "normal", lambda z, m: Normal(m, jnp.exp(m)).log_prob(z), (mean,)
+    def with_a_prior(z, p):
+        return inference.Density(lambda z: quadratic(z, p), dim).log_prob(z) - prior.log_prob(z)
+
+    yield "density with a prior", with_a_prior, (p,)
+    yield "normal", lambda z, m: distributions.normal(m, jnp.exp(m)).log_prob(z), (mean,)
     yield "log-sum-exp", lambda z, p: jax.nn.logsumexp(z @ p, axis=-1), (p,)
     codes = networks.LatentAdversary((8,), nn.tanh)
     yield "T of codes", lambda z, v: codes.apply(v, z, z) + 0.5 * jnp.sum(jnp.square(z), axis=-1), (filled(codes, z, z),)
@@ -88,14 +91,19 @@ def others():
         return jnp.mean(divergences.jensen_shannon(*pairs.apply(v, z, jnp.stack([z, -z]))))
 
     yield "the adversary's gradients", jax.grad(loss, (0, 1)), (filled(pairs, z, z), z[:16_385])
-    for likelihood in (Bernoulli(), Gaussian(), DiscretizedLogistic()):
+    likelihoods = {
+        "Bernoulli": (distributions.bernoulli, 1),
+        "Gaussian": (distributions.gaussian(), 2),
+        "discretised logistic": (distributions.discretized_logistic(), 2),
+    }
+    for name, (likelihood, parameters) in likelihoods.items():
 
         def of_chains(output, x, likelihood=likelihood):  # as annealing has photographs: examples, chains, one z
-            return jax.vmap(lambda of, x: jax.vmap(lambda one: likelihood.log_prob(one, x[None])[0])(of))(output, x)
+            return jax.vmap(lambda of, x: jax.vmap(lambda one: likelihood(one).log_prob(x[None])[0])(of))(output, x)
 
         x = jnp.asarray(RNG.integers(0, 256, (5, 7, 9, 3)) / 255, jnp.float32)
-        output = normal(5, 3, 1, *x.shape[1:], likelihood.parameters)
-        yield f"{type(likelihood).__name__} of chains", of_chains, (output, x)
+        output = normal(5, 3, 1, *x.shape[1:], parameters)
+        yield f"{name} of chains", of_chains, (output, x)
 
 
 def uncompiled(function, *arguments):
@@ -147,9 +155,14 @@ def test_what_is_compiled_equals_what_is_not():
     own = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in own} | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_compiler"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-m", "tests.test_compiler"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr}"
     *differences, last = done.stdout.splitlines()
     assert not differences, "\n".join([*differences, last])

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import optax
 import pytest
+from flax import linen as nn
+from numpyro import distributions as dist
 from scipy import stats
 
-from avb_jax import UserError, inference
-from avb_jax.loop import initial_state
+from avb_jax import Players, UserError, inference, networks
 from avb_jax.networks.encoders import STANDARD_DRAWS
+from avb_jax.training.loop import initial_state
 
 KEY = jax.random.key(11)
 
@@ -35,9 +39,9 @@ CURVED = {"steps": 4000, "sampler_rate": 5e-4}
 
 @pytest.fixture(scope="module")
 def gaussian_fit():
-    networks = {"noise_dim": 4, "widths": (32,), "adversary_widths": (64, 64)}
+    sizes = {"noise_dim": 4, "widths": (32,), "adversary_widths": (64, 64)}
     rates = {"sampler_rate": 1e-3, "adversary_rate": 2e-3}
-    return inference.fit(gaussian, 2, steps=2500, batch_size=256, quiet=True, **networks, **rates)
+    return inference.fit(gaussian, 2, steps=2500, batch_size=256, quiet=True, **sizes, **rates)
 
 
 def test_a_gaussian_is_fitted(gaussian_fit):
@@ -67,24 +71,30 @@ def untrained():
     """A fit without training, of a sampler and a T that were moved by hand, and what its training was called with."""
     called = {}
 
-    def train(method, model, optimizers, dataset, **options):
-        state = initial_state(method, model, optimizers, dataset, options["seed"], 1)
-        moved = {"mean": jnp.array([[0.05, -0.1]]), "log_std": jnp.array([[-0.05, 0.03]])}  # times the sampler's speed of 10
-        t = jax.tree.map(lambda a: a - 1 if a.shape == (1, 1) else 1.5 * a, state.average.params.adversary)  # by its last bias
-        params = state.average.params
+    def train(method, dataset, **options):
+        state = initial_state(method, dataset, options["seed"], None)
+        moved = {"mean": jnp.array([0.05, -0.1]), "log_std": jnp.array([-0.05, 0.03])}  # times the sampler's speed of 10
+        t = jax.tree.map(lambda a: a - 1 if a.shape == (1,) else 1.5 * a, state.ema.params.adversary)  # by its last bias
+        params = state.ema.params
         params = params._replace(encoder={**params.encoder, **moved}, adversary=t)
-        called.update(options, model=model, optimizers=optimizers, dataset=dataset)
-        return state._replace(average=state.average._replace(params=params))
+        called.update(options, dataset=dataset)
+        return state._replace(ema=state.ema._replace(params=params))
+
+    def density_method(log_density, dim, sampler, adversary, **settings):
+        called.update(settings, dim=dim, sampler=sampler)
+        return build(log_density, dim, sampler, adversary, **settings)
 
     options = {"steps": 3, "batch_size": 7, "seed": 5, "noise_dim": 3, "adversary_steps": 2, "gaussian_share": 0.3}
+    build = inference.density_method
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "train", train)
+        patch.setattr(inference, "density_method", density_method)
         fit = inference.fit(gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, clip=5.0, widths=(16,), **options)
     return fit, called
 
 
-def test_what_a_fit_tells_follows_from_its_draws(untrained):
-    """The bound, its error, what T says of itself, and r: by NumPy from draws, T and r as the caller has them."""
+def test_what_a_fit_reports_follows_from_its_draws(untrained):
+    """The bound, its error, T's diagnostics, and r: by NumPy from draws, T and r as the caller has them."""
     fit, _ = untrained
     z = np.float64(fit.sample(KEY, 50_000))
     mean, std = (np.float64(moment) for moment in fit.contrast)
@@ -103,21 +113,20 @@ def test_what_a_fit_tells_follows_from_its_draws(untrained):
     assert abs(fit.bound - bound.mean()) < 4 * np.hypot(fit.bound_error, bound.std() / np.sqrt(len(z)))
     loss = np.logaddexp(0, -t) + np.logaddexp(0, t_of_r)
     accuracy = np.mean([t > 0, t_of_r < 0], axis=0)
-    told = fit.diagnostics
-    for value, own in ((told.adversary_loss, loss), (told.adversary_accuracy, accuracy), (told.kl_contrast, t)):
+    found = fit.diagnostics
+    for value, own in ((found.adversary_loss, loss), (found.adversary_accuracy, accuracy), (found.kl_contrast, t)):
         assert abs(value - own.mean()) < 4 * own.std() * np.sqrt(1 / inference.PAIRS + 1 / len(z))
     far = fit.adversary(jnp.asarray(mean + std * np.outer([100, 200, 300], [1.0, 0.5]), jnp.float32))
     np.testing.assert_allclose(far[0] - 2 * far[1] + far[2], 100**2 * 1.25, rtol=0.01)  # T + log r, its square part, is linear
 
 
 def test_how_a_fit_trains(untrained):
-    """The model, and optimisers that fall to 0 along a cosine over all updates of each player, with clipped gradients."""
+    """The sampler, and optimisers that fall to 0 along a cosine over all updates of each player, with clipped gradients."""
     called = untrained[1]
-    model = called["model"]
-    assert (model.noise_dim, model.adversary_steps, model.contrast, model.prior.dim) == (2 * 2 + 3, 2, "adaptive", 2)
-    assert (model.networks.encoder.gaussian_share, model.networks.encoder.widths) == (0.3, (16,))
+    assert (called["noise_dim"], called["adversary_steps"], called["dim"]) == (2 * 2 + 3, 2, 2)
+    assert (called["sampler"].gaussian_share, called["sampler"].widths) == (0.3, (16,))
     assert (called["steps"], called["batch_size"], called["seed"]) == (3, 7, 5)
-    assert called["dataset"].train.shape == (7, 2)
+    assert called["dataset"].train.shape == (7, 0)
     for player, rate, updates in (("encoder", 0.02, 3), ("adversary", 0.04, 6)):
         adam = getattr(called["optimizers"], player)
         state, taken = adam.init(jnp.zeros(())), []
@@ -172,8 +181,6 @@ def test_a_rosenbrock_density_is_fitted():
 @pytest.fixture
 def conjugate():
     """A NumPyro model of data y and their scale: a conjugate normal mean, and a rate > 0 of which the data say nothing."""
-    numpyro = pytest.importorskip("numpyro")
-    dist = numpyro.distributions
 
     def model(y, scale=1.0):
         mean = numpyro.sample("mean", dist.Normal(0, 2))
@@ -252,10 +259,107 @@ def test_options_that_are_refused(field, value, remedy):
 
 
 def test_discrete_sites_are_refused():
-    numpyro = pytest.importorskip("numpyro")
-
     def model():
-        numpyro.sample("which", numpyro.distributions.Categorical(jnp.ones(2) / 2))
+        numpyro.sample("which", dist.Categorical(jnp.ones(2) / 2))
 
     with pytest.raises(UserError, match="latent site 'which' is discrete"):
         inference.fit_numpyro(model, steps=10, quiet=True)
+
+
+class Bent(nn.Module):
+    """A sampler that does not give its moments, of one pair at a time."""
+
+    @nn.compact
+    def __call__(self, x, noise):
+        assert x.shape == (len(noise), 0)
+        return 0.5 * noise + nn.tanh(nn.Dense(2)(noise))
+
+
+class Blank(nn.Module):
+    """Features of an example without numbers, which no dense layer takes in every release of JAX."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return jnp.ones((len(x), 3))
+
+
+@pytest.fixture
+def bent():
+    """A method for the Gaussian of that sampler and a T that starts off 0, with SGD at rate 1."""
+    adversary = networks.InnerProductAdversary(Blank(), networks.MLP((4,)), 3)
+    return inference.density_method(gaussian, 2, Bent(), adversary, optimizers=optax.sgd(1.0), noise_dim=2, adversary_steps=1)
+
+
+def test_a_density_is_a_method(bent):
+    """Its joint density is the density, its draws those of the sampler, and its ELBO log p~ - log r - T, by hand."""
+    x = jnp.zeros((5, 0))
+    state = jax.jit(bent.init)(KEY, x)
+    z = jax.random.normal(KEY, (5, 2))
+    np.testing.assert_allclose(bent.log_joint(state, x, z), [gaussian(one) for one in z], rtol=1e-6)
+    assert bent.sample(KEY, state, 7).shape == (7, 2)
+    assert bent.encode(KEY, state, x, 3).z.shape == (3, 5, 2)
+    assert (bent.decode, bent.prior, state.params.decoder) == (None, None, None)
+    terms, of_t = bent.elbo(KEY, state, x), bent.adversary(KEY, state, x)
+    np.testing.assert_array_equal(terms.reconstruction, 0)
+    np.testing.assert_allclose(of_t.kl, terms.kl, rtol=1e-6)
+    noise_key, r_key = jax.random.split(KEY)
+    z = Bent().apply({"params": state.params.encoder}, x, jax.random.normal(noise_key, (5, 2)))
+    eight = jax.random.normal(jax.random.key(0), (8, 1, 2))[:, 0]  # the draws behind r's moments
+    more = Bent().apply({"params": state.params.encoder}, jnp.zeros((8, 0)), eight)
+    mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
+    t, t_of_r = (of_network(state, v) for v in ((z - mean) / std, jax.random.normal(r_key, (5, 2))))
+    log_r = stats.norm.logpdf(z, mean, std).sum(axis=1)
+    np.testing.assert_allclose(terms.elbo, [gaussian(one) for one in z] - log_r - t, rtol=1e-4)
+    np.testing.assert_allclose(of_t.t, t, rtol=1e-4)
+    np.testing.assert_allclose(of_t.loss, np.logaddexp(0, -t) + np.logaddexp(0, t_of_r), rtol=1e-4)
+
+
+def of_network(state, v):
+    """T [N] by hand at standardised v [N, 2]: the network's output and |v|^2 / 2."""
+    adversary = networks.InnerProductAdversary(Blank(), networks.MLP((4,)), 3)
+    output = adversary.apply({"params": state.params.adversary}, jnp.zeros((len(v), 0)), v)
+    return np.float64(output) + 0.5 * np.square(np.float64(v)).sum(axis=1)
+
+
+def test_a_step_follows_the_bound(bent):
+    """The sampler's update is the gradient of the mean bound with T and r's moments held; T's, that of eq. 3.3."""
+    x = jnp.zeros((6, 0))
+    state = bent.init(KEY, x)
+    after, info = jax.jit(bent.train_step)(KEY, state, x)
+    noise_key, r_key = jax.random.split(KEY)
+    noise, v_of_r = jax.random.normal(noise_key, (6, 2)), jax.random.normal(r_key, (6, 2))
+    adversary = networks.InnerProductAdversary(Blank(), networks.MLP((4,)), 3)
+    more = Bent().apply(
+        {"params": state.params.encoder}, jnp.zeros((8, 0)), jax.random.normal(jax.random.key(0), (8, 1, 2))[:, 0]
+    )
+    mean, std = more.mean(axis=0), more.std(axis=0, ddof=1)
+
+    def t_of(params, v):
+        return adversary.apply({"params": params}, x, v) + 0.5 * jnp.sum(v**2, axis=1)
+
+    def loss(params):
+        z = Bent().apply({"params": params}, x, noise)
+        log_r = jnp.sum(jax.scipy.stats.norm.logpdf(z, mean, std), axis=1)
+        return jnp.mean(t_of(state.params.adversary, (z - mean) / std) + log_r - jax.vmap(gaussian)(z))
+
+    v = (Bent().apply({"params": state.params.encoder}, x, noise) - mean) / std
+
+    def loss_of_t(params):
+        return jnp.mean(jax.nn.softplus(-t_of(params, v)) + jax.nn.softplus(t_of(params, v_of_r)))
+
+    np.testing.assert_allclose(-info.elbo.mean(), loss(state.params.encoder), rtol=1e-5)
+    np.testing.assert_allclose(info.adversary_loss.mean(), loss_of_t(state.params.adversary), rtol=1e-5)
+    gradients = Players(jax.grad(loss)(state.params.encoder), None, jax.grad(loss_of_t)(state.params.adversary))
+    expected = jax.tree.map(lambda p, g: p - g, state.params, gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after.params, expected)
+
+
+def test_a_fit_continues_in_its_workdir(tmp_path):
+    """A finished one is read back; a shorter run is another schedule, and so another fit."""
+    options = {"steps": 4, "batch_size": 8, "widths": (4,), "adversary_widths": (4,), "quiet": True, "workdir": tmp_path}
+    first, again = (inference.fit(gaussian, 2, **options) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first.state, again.state)
+    assert first.bound == again.bound
+    assert first.method.log_joint is not None
+    assert '"step": 4' in (tmp_path / "metrics.jsonl").read_text()
+    assert list((tmp_path / "tensorboard" / "avb").iterdir())

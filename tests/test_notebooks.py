@@ -7,9 +7,17 @@ import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 TINY = {
-    "steps": 4, "checkpoint_every": 2, "log_every": 2, "batch_size": 8, "data.size": 16, "network.channels": 2,
-    "network.adversary_channels": 2, "network.adversary_widths": (8,), "evaluation.images": 20, "latent_dim": 3,
-}  # fmt: skip
+    "steps": 4,
+    "checkpoint_every": 2,
+    "log_every": 2,
+    "batch_size": 8,
+    "data.size": 16,
+    "network.channels": 2,
+    "network.adversary_channels": 2,
+    "network.adversary_widths": (8,),
+    "evaluation.images": 20,
+    "latent_dim": 3,
+}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_setup_excludes_the_bad_releases_and_no_others():
 
 
 @pytest.mark.parametrize(
-    ("version", "platforms", "plugins", "told"),
+    ("version", "platforms", "plugins", "reported"),
     [
         ("0.10.2", None, [], {"CPUs"}),
         ("0.10.2", None, ["a GPU's"], {"CPUs", "GPUs"}),
@@ -41,7 +41,7 @@ def test_setup_excludes_the_bad_releases_and_no_others():
         ("0.11.2", None, ["a GPU's"], set()),
     ],
 )
-def test_a_bad_release_is_told_where_it_may_run(monkeypatch, version, platforms, plugins, told):
+def test_a_bad_release_is_reported_where_it_may_run(monkeypatch, version, platforms, plugins, reported):
     monkeypatch.setattr(jaxlib, "__version__", version)
     monkeypatch.setattr(metadata, "entry_points", lambda group: plugins if group == "jax_plugins" else [])
     before = jax.config.jax_platforms
@@ -53,11 +53,11 @@ def test_a_bad_release_is_told_where_it_may_run(monkeypatch, version, platforms,
     finally:
         jax.config.update("jax_platforms", before)
     text = "".join(str(warning.message) for warning in caught)
-    assert {platform for platform in ("CPUs", "GPUs") if f"on {platform} " in text} == told
-    assert len(caught) == bool(told)
-    if told:
+    assert {platform for platform in ("CPUs", "GPUs") if f"on {platform} " in text} == reported
+    assert len(caught) == bool(reported)
+    if reported:
         assert text.startswith(f"jaxlib {version} is known to be bad: ")
-        assert releases.BAD[version][-1 if "GPUs" in told else 0].thread in text
+        assert releases.BAD[version][-1 if "GPUs" in reported else 0].thread in text
         assert "pip install -U 'jax!=0.10.2," in text
 
 

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Players, fit
+from avb_jax import evaluation
 from avb_jax.data import from_arrays
-from avb_jax.evaluation import ais, bdmc, elbo, held_out, importance, moments, optimality
-from avb_jax.methods import avb
+from avb_jax.evaluation import held_out
+from avb_jax.evaluation.moments import Draws
+from avb_jax.evaluation.optimality import AdversaryEstimator
 from avb_jax.streams import stream
-from tests.conftest import small_model
+from avb_jax.training.loop import train
+from tests.conftest import small_method
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONSUMERS = ("normal", "uniform", "bernoulli", "logistic", "bits")
@@ -75,35 +77,45 @@ def test_no_key_is_used_twice(mode, recorder):
 
     Estimators under one key see the same binary images, which is the one thing that they share.
     """
-    model = small_model("avb", adversary_steps=3, noise_draws=2)
     images = np.random.default_rng(0).random((2, 8, 6, 6), np.float32)
     dataset = from_arrays(*images, binarize="dynamic")._replace(flip=True)
-    states = fit(
-        avb, model, Players(*[optax.sgd(1e-3)] * 3), dataset, steps=4, batch_size=4, num_seeds=2, log_every=2,
-        checkpoint_every=2, check_images=0, mode=mode, devices=jax.devices()[:2], quiet=True,
-    )  # fmt: skip
+    method = small_method("avb", adversary_steps=3, noise_draws=2, optimizers=optax.sgd(1e-3))
+    states = train(
+        method,
+        dataset,
+        steps=4,
+        batch_size=4,
+        num_seeds=2,
+        log_every=2,
+        checkpoint_every=2,
+        parallel=mode,
+        devices=jax.devices()[:2],
+    )
     used = {}
     used["training"], parents = recorder.take()
     # Per step: pixels, mirrors, and per update of T noise and prior; by 2 seeds, 4 steps and the devices.
     assert used["training"].total() >= 2 * 4 * (2 + 2 * 3) * (2 if mode == "pmap" else 1)
-    state = jax.tree.map(lambda a: a[0], states)
-    test, shared = images[1][:2], {"model": model, "binarize": "dynamic"}
+    state, numbers, test = jax.tree.map(lambda a: a[0], states), jnp.arange(2), jnp.asarray(images[1][:2])
     annealing = {"chains": 2, "temperatures": 2, "leapfrog_steps": 1, "fit_draws": 3}
+    estimators = {
+        "elbo": evaluation.ELBO(draws=2),
+        "importance": evaluation.ImportanceSampling(samples=3, fit_draws=3),
+        "ais": evaluation.AIS(**annealing),
+        "bdmc": evaluation.BDMC(**annealing),
+        "moments": evaluation.Moments(draws=2),
+        "draws": Draws(draws=2),
+        "codes": Draws(draws=2, stream="codes"),
+        "T's terms": AdversaryEstimator(draws=2),
+    }
     checked = stream(KEY, "held_out")
-    estimators = {} if mode == "pmap" else {
-        "held-out check": lambda: held_out.compare(checked, state, test, method=avb, **shared),
-        "elbo": lambda: elbo.elbo_terms(KEY, state, test, method=avb, **shared, draws=2),
-        "importance": lambda: importance.log_likelihood(KEY, state, test, **shared, samples=3, fit_draws=3),
-        "ais": lambda: ais.log_likelihood(KEY, state, test, **shared, **annealing),
-        "bdmc": lambda: bdmc.sandwich(KEY, state, jnp.arange(2), model=model, **annealing),
-        "moments": lambda: moments.posterior_moments(KEY, state, test, **shared, draws=2),
-        "draws": lambda: moments.posterior_draws(KEY, state, test, **shared, draws=2),
-        "codes": lambda: moments.posterior_draws(KEY, state, test, **shared, draws=2, name="codes"),
-        "T's terms": lambda: optimality.adversary_terms(KEY, state, test, **shared, draws=2),
-    }  # fmt: skip
+    runs = {
+        name: lambda estimator=estimator: estimator.over(method, KEY, state, test, numbers, "dynamic")
+        for name, estimator in estimators.items()
+    }
+    runs["held-out check"] = lambda: held_out.estimates(method, "dynamic", checked, state, test)
     pixels = {as_row(jax.random.fold_in(stream(key, "pixels"), n)) for key in (KEY, checked) for n in range(2)}
     recorder.take()
-    for name, estimate in estimators.items():
+    for name, estimate in runs.items() if mode == "jit" else ():
         jax.block_until_ready(estimate())
         drawn, more = recorder.take()
         assert pixels & set(drawn) or name == "bdmc", name
@@ -123,11 +135,15 @@ def test_names_are_apart_from_counts_and_from_each_other():
     assert len(set(keys)) == len(keys)
 
 
-# Roots without a name: the streams of training, by seed, and noise that is the same by design.
+# Roots without a name: the streams of training, by seed, and what is the same by design or draws nothing.
 UNNAMED = {
-    "avb_jax/loop.py": ("jax.random.key(seed)",) * 2, "avb_jax/contrast.py": ("jax.random.key(0)",),
+    "avb_jax/training/loop.py": ("jax.random.key(seed)",) * 2,
+    "avb_jax/contrast.py": ("jax.random.key(0)",),
+    "avb_jax/network.py": ("jax.random.key(0)",),
     "avb_jax/networks/encoders.py": ("jax.random.key(0)",) * 2,
-}  # fmt: skip
+    "avb_jax/evaluation/samples.py": ("jax.random.key(0)",),
+    "avb_jax/inference.py": ("jax.random.key(0)",),
+}
 
 
 def test_every_other_root_key_has_a_name():

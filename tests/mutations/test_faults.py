@@ -57,7 +57,7 @@ def test_without_a_fault_nothing_is_noticed(tests):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault["name"] for fault in FAULTS])
 def test_a_fault_is_noticed(fault, tmp_path):
-    for folder in ("avb_jax", "experiments", "benchmarks", "tests", "notebooks"):
+    for folder in ("avb_jax", "experiments", "examples", "benchmarks", "tests", "notebooks", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.cfg", "README.md"):
         shutil.copy(ROOT / name, tmp_path)

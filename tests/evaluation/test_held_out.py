@@ -1,0 +1,123 @@
+"""The look at held-out examples while a method trains: the ELBO under T next to a bound that does not use T."""
+
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avb_jax.data import from_arrays
+from avb_jax.evaluation import held_out
+from avb_jax.evaluation.held_out import Comparison, HeldOut
+from tests.conftest import small_method
+from tests.evaluation import game
+from tests.evaluation.test_examples import GREY, STATE, constant
+
+FINITE = Comparison(-90.0, -91.0, 1.5, 0.1, 12.0)
+
+
+def compare(key):
+    """Of grey images that are binarised, by a model whose log p(x) is the ELBO's and the bound's own."""
+    return held_out.summarise(jax.jit(lambda key: held_out.estimates(constant(), "dynamic", key, STATE, GREY))(key))
+
+
+def test_the_bound_is_on_the_images_of_the_elbo():
+    """Here both are log p(x), image by image, but for what weighing 128 draws of a proposal 1.2 times as wide leaves."""
+    result = compare(jax.random.key(3))
+    assert result.excess_error < 0.03
+    assert abs(result.excess) < 4 * result.excess_error + 0.01
+    assert result.excess == pytest.approx(result.elbo - result.log_likelihood, abs=1e-4)
+    assert 64 < result.effective_sample_size <= held_out.SAMPLES
+    assert not result.inconsistent
+    assert abs(compare(jax.random.key(4)).elbo - result.elbo) > 0.5  # on other images
+
+
+@pytest.mark.parametrize(("excess", "error", "inconsistent"), [(1.01, 0.3, True), (0.99, 0.1, False), (2.0, 0.7, False)])
+def test_when_an_elbo_stands_too_high(excess, error, inconsistent):
+    """By more than a nat and than three standard errors."""
+    assert Comparison(0.0, 0.0, excess, error, 1.0).inconsistent == inconsistent
+
+
+def test_numbers_of_a_comparison():
+    """Means over the examples, and the standard error of their differences; of one example there is none."""
+    terms = types.SimpleNamespace(elbo=np.array([-1.0, -2.0, -6.0]))
+    bound = types.SimpleNamespace(
+        log_likelihood=np.array([-2.0, -2.0, -5.0]), effective_sample_size=np.array([10.0, 20.0, 60.0])
+    )
+    found = held_out.summarise((terms, bound))
+    assert found == pytest.approx((-3.0, -3.0, 0.0, 1.0 / math.sqrt(3), 30.0))
+    terms.elbo, bound.log_likelihood, bound.effective_sample_size = terms.elbo[:1], bound.log_likelihood[:1], np.ones(1)
+    assert held_out.summarise((terms, bound)) == pytest.approx((-1.0, -2.0, 1.0, 0.0, 1.0))
+
+
+class Recorded:
+    """What a callback is given of a run, with what it records and notes."""
+
+    def __init__(self, method, data, seeds=1):
+        self.method, self.data, self.seed, self.steps = method, data, 0, 100
+        self.numbers, self.notes, self.seeds = [], [], seeds
+
+    def per_seed(self, state):
+        return [jax.tree.map(lambda a, s=s: a[s], state) for s in range(self.seeds)] if self.seeds > 1 else [state]
+
+    def record(self, step, numbers):
+        self.numbers.append((step, numbers))
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def looked(method, data, state, seeds=1, step=50, **options):
+    """The run after one checkpoint."""
+    run, callback = Recorded(method, data, seeds), HeldOut(**options)
+    callback.start(run)
+    callback.checkpoint(step, state)
+    return run
+
+
+DATA = from_arrays(game.points(8), np.float32(game.points(60)[8:]))
+
+
+def test_what_a_run_is_shown():
+    """Numbers of each seed on the first held-out examples; a T that is far off is warned of, by its seed."""
+    states = [game.state(0.0), game.state(-4.0)]
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    run = looked(game.method(), DATA, both, seeds=2, images=16)
+    ((step, numbers),) = run.numbers
+    assert step == 50
+    assert numbers.keys() == {f"held_out_{field}" for field in Comparison._fields}
+    assert all(value.shape == (2,) for value in numbers.values())
+    np.testing.assert_allclose(np.diff(numbers["held_out_elbo"]), 4.0, rtol=1e-4)  # on the same draws
+    x = DATA.test[:16]
+    assert abs(numbers["held_out_elbo"][0] - game.elbo(x).mean()) < 0.6
+    assert abs(numbers["held_out_log_likelihood"][0] - game.log_evidence(x).mean()) < 0.1
+    line, warning = run.notes
+    assert line.startswith("step 50, held out: ELBO under T ")
+    assert warning.startswith("warning: the ELBO under T stands ")
+    assert "(seed number 1)" in warning
+    again = looked(game.method(), DATA, both, seeds=2, images=16, quiet=True)
+    np.testing.assert_equal(again.numbers, run.numbers)
+    assert again.notes == [warning]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("vae", DATA),  # no T
+        ("bigan", DATA),  # no likelihood
+        ("avb", from_arrays(game.points(8))),  # no held-out examples
+        ("avb", iter(())),  # a user's own batches
+    ],
+)
+def test_nothing_to_compare(name, data):
+    run = looked(small_method(name), data, None)
+    assert not run.numbers
+    assert not run.notes
+
+
+def test_no_images_and_the_last_step():
+    """None are asked for; and what follows the last step is an evaluation's business."""
+    assert not looked(game.method(), DATA, game.state(), images=0).numbers
+    assert not looked(game.method(), DATA, game.state(), step=100).numbers

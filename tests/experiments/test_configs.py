@@ -1,0 +1,338 @@
+"""Every config builds, and every field of a config changes something."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import avb_jax
+from avb_jax import UserError, build, networks
+from avb_jax.methods import update
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Of those that train players on a data set.
+CONFIGS = {
+    path.stem: importlib.import_module(f"experiments.configs.{path.stem}")
+    for path in sorted((ROOT / "experiments" / "configs").glob("[a-z]*.py"))
+    if path.stem not in ("common", "evaluate", "eight_schools")
+}
+ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
+LONG = {("celeba", ""), ("celeba", "vae")}  # take half a minute to trace
+
+
+@pytest.mark.parametrize(("name", "variant"), [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in ALL])
+def test_every_config_builds(name, variant):
+    """Networks, likelihood, optimisers and one abstract step of each method; nothing is computed."""
+    config = CONFIGS[name].get_config(variant)
+    size = config.data.get("size")
+    shape = (size, size, 3) if size else {"four_points": (2, 2), "digits": (8, 8), "mnist": (28, 28)}[config.data.name]
+    config.method = config.method if variant else ",".join(build.METHODS)
+    x = jnp.zeros((4, *shape))
+    for method in build.methods(config, shape).values():
+
+        def step(method=method):
+            return method.train_step(jax.random.key(0), method.init(jax.random.key(0), x), x)
+
+        state, info = jax.eval_shape(step)
+        assert hasattr(info, "elbo") == (method.elbo is not None)
+        assert state.step.shape == ()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_contract_fields(name):
+    config = CONFIGS[name].get_config()
+    for field in ("steps", "batch_size", "seed", "num_seeds", "latent_dim", "method", "parallel"):
+        assert field in config
+    assert {"name", "dir"} <= set(config.data)
+    with pytest.raises(AttributeError):
+        config.stepz = 1
+    with pytest.raises(UserError, match="no such variant"):
+        CONFIGS[name].get_config("nope")
+
+
+# What each field does to four steps of training on its own config in small. Each value differs from the base's.
+BASE = {
+    "steps": 4,
+    "batch_size": 8,
+    "log_every": 2,
+    "num_seeds": 1,
+    "noise_dim": 3,
+    "adversary_steps": 1,
+    "ema_decay": 0.1,
+    "beta_warmup": 0,
+    "data.name": "digits",
+    "data.binarize": "none",
+    "network.activation": "relu",
+    "parallel": "jit",
+    "optimizer.schedule": "cosine",
+    "likelihood": "gaussian",
+    "optimizer.encoder_rate": 1e-3,
+    "optimizer.decoder_rate": 1e-3,
+    "optimizer.adversary_rate": 1e-3,
+    "latent_dim": 3,
+    "likelihood_std": None,
+    "likelihood_scale": "pixel",
+    "contrast.kind": "adaptive",
+    "contrast.bases": 2,
+    "contrast.widths": (3,),
+    "network.minus_log_prior": False,
+    "network.head_scale": 1.0,
+}
+SMALL = {
+    "synthetic": {"network.widths": (8,), "network.adversary_features": 4},
+    "mnist": {
+        "network.widths": (8,),
+        "network.channels": 2,
+        "network.kernel_size": 3,
+        "network.z_widths": (8,),
+        "network.adversary_features": 4,
+    },
+    "celeba": {
+        "data.name": "drawn_faces",
+        "data.size": 8,
+        "network.channels": 2,
+        "network.units": 1,
+        "network.adversary_channels": 2,
+        "network.adversary_kernel_size": 3,
+        "network.adversary_widths": (8,),
+        "data.flip": False,
+    },
+}
+CHANGES = {
+    "steps": 5,
+    "batch_size": 16,
+    "seed": 1,
+    "latent_dim": 2,
+    "noise_dim": 4,
+    "likelihood": "bernoulli",
+    "likelihood_scale": "global",
+    "data.size": 9,
+    "data.flip": True,
+    "network.units": 2,
+    "network.adversary_channels": 3,
+    "network.adversary_kernel_size": 5,
+    "network.adversary_widths": (9,),
+    "likelihood_std": 0.3,
+    "beta": 0.5,
+    "beta_warmup": 3,
+    "adversary_steps": 2,
+    "ema_decay": 0.9,
+    "data.binarize": "dynamic",
+    "data.name": "four_points",
+    "network.widths": (9,),
+    "network.activation": "tanh",
+    "network.adversary_features": 5,
+    "network.minus_log_prior": True,
+    "network.head_scale": 0.5,
+    "network.channels": 3,
+    "network.kernel_size": 5,
+    "network.batch_norm": False,
+    "network.decoder_batch_norm": True,
+    "network.z_widths": (9,),
+    "network.family": None,
+    "optimizer.encoder_rate": 2e-3,
+    "optimizer.decoder_rate": 2e-3,
+    "optimizer.adversary_rate": 2e-3,
+    "optimizer.b1": 0.8,
+    "optimizer.b2": 0.9,
+    "optimizer.schedule": "constant",
+    "optimizer.clip": 0.01,
+    "method": "vae",
+    "num_seeds": 2,
+    "noise_draws": 2,
+    "contrast.kind": "none",
+    "contrast.bases": 3,
+    "contrast.widths": (4,),
+    "contrast.gaussian_share": 0.4,
+    "contrast.moment_gradients": True,
+    "contrast.shape_rate": 0.5,
+    "parallel": "pmap",  # where every device draws noise of its own
+    "divergence": "kl",
+    "feature_weight": 0.5,
+    "posterior.kind": "full",
+    "posterior.flows": 2,
+    "posterior.widths": (5,),
+}
+# What has to be so for a field to matter.
+NEEDS = {
+    "feature_weight": {"method": "vaegan"},
+    "posterior.kind": {"method": "vae"},
+    "posterior.flows": {"method": "vae", "posterior.kind": "planar"},
+    "posterior.widths": {"method": "vae", "posterior.kind": "realnvp"},
+    ("mnist", "network.widths"): {"network.family": "mlp"},
+}
+# Fields whose effect lies outside a run's numbers; each is named where it is tested.
+ELSEWHERE = {
+    "data.dir": "test_data",
+    "check_images": "test_loop",
+    "log_every": "test_experiments (lines of metrics.jsonl)",
+    "checkpoint_every": "test_experiments (names of figures)",
+    "evaluation.samples": "test_evaluation",
+    "evaluation.draws": "test_evaluation",
+    "evaluation.chunk": "test_evaluation",
+    "data.crop": "test_photos",
+    "data.held_out": "test_photos",
+    "data.split_seed": "test_photos",
+    "data.cache": "test_photos",
+    "evaluation.images": "test_experiments",
+    "evaluation.features": "test_experiments",
+    "contrast.moment_draws": "test_contrast",
+    "adversary_floor": "test_contrast",
+    "evaluation.importance_images": "test_experiments",
+    "evaluation.importance_samples": "test_evaluation",
+}
+
+
+def outcome(config):
+    """A fingerprint of four steps: every param, raw and averaged, of every seed."""
+    dataset = build.dataset(config)
+    method = build.method(config, config.method.split(",")[0], dataset.x_shape)
+    state = avb_jax.fit(
+        method,
+        dataset,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_seeds=config.num_seeds,
+        parallel=config.parallel,
+        log_every=config.log_every,
+        quiet=True,
+    )
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves((state.params, state.ema))])
+
+
+def small(name, **changes):
+    config = CONFIGS[name].get_config()
+    config.update_from_flattened_dict({**BASE, **SMALL[name], **changes})
+    return config
+
+
+def flat_fields(config, prefix=""):
+    for field, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat_fields(value, f"{prefix}{field}.")
+        else:
+            yield prefix + field
+
+
+def test_every_field_is_accounted_for():
+    for name in CONFIGS:
+        for field in flat_fields(CONFIGS[name].get_config()):
+            assert field in CHANGES or field in ELSEWHERE, (name, field)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_field_changes_something(name):
+    bases = {"{}": outcome(small(name))}
+    np.testing.assert_array_equal(bases["{}"], outcome(small(name)))  # and nothing changes without a change
+    for field in flat_fields(CONFIGS[name].get_config()):
+        if field in ELSEWHERE or field == "network.family" or (name, field) == ("celeba", "data.binarize"):
+            continue  # photographs are never binarised (test_photos)
+        needs = NEEDS.get((name, field), NEEDS.get(field, {}))
+        base = bases.setdefault(str(needs), None)
+        if base is None:
+            base = bases[str(needs)] = outcome(small(name, **needs))
+        changed = outcome(small(name, **{**needs, field: CHANGES[field]}))
+        assert changed.shape != base.shape or not np.allclose(changed, base, rtol=1e-6, atol=0), field
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "contrast.kind",
+        "network.family",
+        "network.activation",
+        "likelihood",
+        "method",
+        "optimizer.schedule",
+        "data.name",
+        "posterior.kind",
+        "divergence",
+    ],
+)
+def test_names_are_checked(field):
+    config = small("synthetic", **{field: "nonsense"})
+    with pytest.raises(UserError, match=f"{field}='nonsense': must be one of "):
+        build.methods(config, (2, 2)), build.dataset(config)
+
+
+def test_numbers_are_checked():
+    for changes in (
+        {"contrast.bases": -1},
+        {"contrast.gaussian_share": 1.5},
+        {"contrast.shape_rate": 0.0},
+        {"optimizer.encoder_rate": 0.0},
+        {"likelihood_std": -1.0},
+        {"network.head_scale": 0.0},
+        {"beta": -1.0},
+        {"ema_decay": 1.0},
+        {"posterior.flows": 0},
+        {"feature_weight": -1.0},
+    ):
+        (name,) = changes
+        config = small("mnist", **{"method": "vaegan" if name == "feature_weight" else "avb", **changes})
+        pattern = {"likelihood_std": "likelihood std", "ema_decay": "decay"}.get(name, name)
+        with pytest.raises(UserError, match=pattern):
+            build.methods(config, (8, 8))
+
+
+def test_each_player_s_rate_falls_over_its_own_updates():
+    """Of Adam under a gradient that stays as it is, an update is the rate; its moments are those of the clipped gradient."""
+    rates = {"encoder": 1e-3, "decoder": 2e-3, "adversary": 3e-3}
+    fields = {f"optimizer.{player}_rate": rate for player, rate in rates.items()}
+    fields |= {"optimizer.clip": 1.0, "optimizer.b1": 0.5, "optimizer.b2": 0.9, "optimizer.schedule": "cosine"}
+    optimizers = build.optimizers(small("synthetic", **fields, steps=4, adversary_steps=3))
+    for player, rate in rates.items():
+        optimizer, params, gradient = getattr(optimizers, player), jnp.zeros(4), jnp.full(4, -10.0)
+        state, count, moved = optimizer.init(params), 12 if player == "adversary" else 4, []
+        for _ in range(count + 1):
+            update, state = optimizer.update(gradient, state, params)
+            moved.append(float(update[0]))
+            if len(moved) == 1:
+                (adam,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "nu")) if hasattr(s, "nu"))
+                np.testing.assert_allclose((adam.mu[0], adam.nu[0]), (-0.5 * 0.5, 0.1 * 0.25), rtol=1e-5)
+        np.testing.assert_allclose(moved, 0.5 * rate * (1 + np.cos(np.pi * np.arange(count + 1) / count)), rtol=1e-3, atol=1e-9)
+
+
+def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
+    moved = {}
+    for rate in (1.0, 0.25):
+        config = small("synthetic", **{"contrast.shape_rate": rate})
+        method, optimizers = build.method(config, "avb", (2, 2)), build.optimizers(config)
+        state = method.init(jax.random.key(0), jnp.zeros((8, 2, 2)))
+        gradients = state.params._replace(encoder=jax.tree.map(jnp.ones_like, state.params.encoder))
+        after = update.apply_gradients(state, gradients, optimizers).params.encoder
+        moved[rate] = jax.tree.map(lambda a, b: np.asarray(a - b), after, state.params.encoder)
+    for name, part in moved[0.25].items():
+        factor = 0.25 if name in ("weights", "bases") else 1.0
+        jax.tree.map(lambda a, b, f=factor: np.testing.assert_allclose(a, f * b, rtol=1e-3), part, moved[1.0][name])
+    assert set(moved[1.0]) > {"weights", "bases"}
+
+
+def test_a_family_that_a_config_has_no_fields_for_is_refused():
+    with pytest.raises(UserError, match=r"network.family='resnet': this config has no network.units"):
+        build.method(small("mnist", **{"network.family": "resnet"}), "avb", (8, 8))
+
+
+def test_each_posterior_is_built(monkeypatch):
+    made = []
+    monkeypatch.setattr(avb_jax, "vae", lambda encoder, decoder, **settings: made.append((encoder, settings)) or (lambda: None))
+    for kind, encoder in build.POSTERIORS.items():
+        config = small("synthetic", **{"posterior.kind": kind, "noise_dim": 4, "ema_decay": None})
+        build.method(config, "vae", (2, 2))
+        assert type(made[-1][0]) is encoder
+        assert made[-1][1]["noise_dim"] == 3 + (4 if kind == "auxiliary" else 0)
+
+
+def test_under_pmap_networks_normalise_over_all_devices(monkeypatch):
+    made = []
+    monkeypatch.setattr(avb_jax, "avb", lambda *players, **settings: made.append(players) or (lambda: None))
+    for parallel, axis in (("pmap", "devices"), ("sharded", None)):
+        build.method(small("mnist", parallel=parallel, ema_decay=None), "avb", (8, 8))
+        encoder, _, adversary = made[-1]
+        assert isinstance(encoder.trunk, networks.ConvNet)
+        assert encoder.trunk.axis_name == adversary.x_net.axis_name == axis

@@ -1,0 +1,71 @@
+"""The figures of images: what is in their rows, and how a grid is put together."""
+
+import jax
+import numpy as np
+import pytest
+
+from avb_jax import UserError, data
+from avb_jax.figures import images
+from tests.conftest import small_method
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small method, its State, and a data set of 6x6 images."""
+    rng = np.random.default_rng(0)
+    dataset = data.from_arrays(rng.random((30, 6, 6)), rng.random((24, 6, 6)))
+    method = small_method("avb")
+    return method, method.init(jax.random.key(0), dataset.train[:4]), dataset
+
+
+def test_interpolation_ends_in_the_reconstructions(trained):
+    grid = images.interpolation(KEY, *trained)
+    rows = grid.images.reshape(-1, grid.columns, 6, 6)
+    method, state, dataset = trained
+    count = len(rows)
+    assert (count, grid.columns) == (10, 10)
+    np.testing.assert_allclose(rows[:, 0], dataset.test[:count], rtol=1e-6)
+    np.testing.assert_allclose(rows[:, -1], dataset.test[count : 2 * count], rtol=1e-6)
+    z = method.encode(KEY, state, dataset.test[: 2 * count]).z
+    again = method.decode(state, z).mean
+    np.testing.assert_allclose(rows[:, 1], again[:count], atol=1e-5)
+    np.testing.assert_allclose(rows[:, -2], again[count:], atol=1e-5)
+    between = (4 * z[:count] + 3 * z[count:]) / 7  # the fourth of eight codes on the line
+    np.testing.assert_allclose(rows[:, 4], method.decode(state, between).mean, atol=1e-5)
+
+
+def test_neighbours_are_the_nearest(trained, monkeypatch):
+    monkeypatch.setattr(images, "BLOCK", 7)
+    grid = images.neighbours(KEY, *trained)
+    train = trained[2].train
+    for sample, *near in grid.images.reshape(-1, grid.columns, 6, 6):
+        distance = np.sum((train - sample) ** 2, axis=(1, 2))
+        np.testing.assert_allclose(near, train[np.argsort(distance)[: len(near)]], rtol=1e-6)
+
+
+def test_reconstructions_lie_below_their_originals(trained):
+    method, state, dataset = trained
+    grid = images.reconstructions(KEY, *trained)
+    rows = grid.images.reshape(-1, grid.columns, 6, 6)
+    np.testing.assert_allclose(rows[0], dataset.test[: grid.columns], rtol=1e-6)
+    again = method.decode(state, method.encode(KEY, state, dataset.test).z).mean
+    np.testing.assert_allclose(rows[1], again[: grid.columns], atol=1e-5)
+
+
+def test_a_picture_is_its_grid_enlarged_in_whole_steps(trained):
+    picture = images.draw("samples", *trained)
+    grid = images.grid("samples", *trained)
+    factor = picture.width // (10 * 7 + 1)
+    assert picture.size == (71 * factor, 71 * factor)
+    first = np.asarray(picture)[factor : 7 * factor : factor, factor : 7 * factor : factor] / 255
+    np.testing.assert_allclose(first, grid.images[0], atol=1 / 255)
+
+
+def test_slips(trained):
+    gan = small_method("gan")
+    with pytest.raises(UserError, match="figure='interpolation': gan has no encoder; take samples or neighbours"):
+        images.grid("interpolation", gan, None, trained[2])
+    with pytest.raises(UserError, match="figure='portraits': must be one of samples"):
+        images.grid("portraits", *trained)

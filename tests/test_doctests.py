@@ -1,0 +1,24 @@
+"""The examples in the docstrings of what users call."""
+
+import doctest
+
+import pytest
+
+import avb_jax
+from avb_jax import transforms
+
+EXAMPLES = {
+    "avb": avb_jax.avb,
+    "fit": avb_jax.fit,
+    "evaluate": avb_jax.evaluate,
+    "with_ema": transforms.with_ema,
+    "over_seeds": transforms.over_seeds,
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name):
+    function = EXAMPLES[name]
+    (found,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(function.__globals__))
+    assert found.examples
+    assert doctest.DocTestRunner().run(found).failed == 0
