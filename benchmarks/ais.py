@@ -1,4 +1,4 @@
-"""What annealed importance sampling costs beside the decoder's gradients that it needs, on a trained run.
+"""What annealed importance sampling costs, compared with the decoder's gradients that it needs, on a trained run.
 
     python -m benchmarks.ais --workdir=RUN [--images=100] [--chunk=20]
 
@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
+from avb_jax import load
 from avb_jax.data import to_pixels
-from avb_jax.evaluation import ais
-from avb_jax.players import decode, evaluation_variables
-from experiments import evaluate
-from experiments.configs import evaluate as config
+from avb_jax.evaluation import AIS
+from avb_jax.transforms import of_seed
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run of experiments.mnist.", required=True)
 IMAGES = flags.DEFINE_integer("images", 100, "Test images.")
@@ -29,16 +28,15 @@ CHAINS, TEMPERATURES, STEPS = 16, 500, 10
 
 def main(argv) -> None:
     logging.set_verbosity(logging.WARNING)
-    subject = next(iter(evaluate.load(config.get_config(), pathlib.Path(WORKDIR.value), []).values()))[0]
-    model, state, key = subject.model, subject.state, jax.random.key(0)
+    method, state, data, _ = load(pathlib.Path(WORKDIR.value))
+    state, key = of_seed(state, 0), jax.random.key(0)
+    estimator = AIS(chains=CHAINS, temperatures=TEMPERATURES, leapfrog_steps=STEPS, chunk=CHUNK.value)
 
     def gradients(z, x):
         """TEMPERATURES * STEPS gradients in a row at z [B, Z], each moving z too little to matter."""
-        params, stats = evaluation_variables(state)
 
         def log_prob(z):
-            output, _ = decode(model, params.decoder, stats.decoder, z, train=False)
-            return jnp.sum(model.likelihood.log_prob(output, x))
+            return jnp.sum(method.decode(state, z).log_prob(x))
 
         def body(z, _):
             value, gradient = jax.value_and_grad(log_prob)(z)
@@ -54,17 +52,14 @@ def main(argv) -> None:
 
     def annealed(numbers, images):
         """The estimator, as `experiments.evaluate` calls it."""
-        return ais.log_likelihood(
-            key, state, images, model=model, numbers=numbers, binarize=subject.dataset.binarize, chunk=CHUNK.value,
-            chains=CHAINS, temperatures=TEMPERATURES, leapfrog_steps=STEPS,
-        )  # fmt: skip
+        return estimator.over(method, key, state, images, numbers, data.binarize)
 
     times, programs = [], None
     for first in range(0, IMAGES.value, CHUNK.value):
         numbers = jnp.arange(first, first + CHUNK.value)
-        images = jnp.asarray(subject.dataset.test)[numbers]
-        x = jnp.repeat(to_pixels(key, images, subject.dataset.binarize), CHAINS, axis=0)
-        z = jax.random.normal(key, (len(x), model.prior.dim))
+        images = jnp.asarray(data.test)[numbers]
+        x = jnp.repeat(to_pixels(key, images, data.binarize), CHAINS, axis=0)
+        z = jax.random.normal(key, (len(x), method.prior.event_shape[0]))
         if programs is None:
             programs = jax.jit(annealed).lower(numbers, images).compile(), jax.jit(gradients).lower(z, x).compile()
         times.append((timed(programs[0], numbers, images), timed(programs[1], z, x)))

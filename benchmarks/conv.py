@@ -67,9 +67,7 @@ def main() -> None:
                     if repeat:  # the first one compiles
                         times[formulation, column].append(time.perf_counter() - begun)
         for formulation, compiled in candidates.items():
-            rates = [
-                flops * compiled[c][1] * compiled[c][2] / statistics.median(times[formulation, c]) / 1e9 for c in columns
-            ]
+            rates = [flops * compiled[c][1] * compiled[c][2] / statistics.median(times[formulation, c]) / 1e9 for c in columns]
             print(f"{name:30}{formulation:13}" + "".join(f"{rate:>16.1f}" for rate in rates), flush=True)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from avb_jax import data, parallel
+from avb_jax import build, data
 from avb_jax.data import images
 from avb_jax.data.dataset import batch_indices
 from avb_jax.data.photos import Photos
-from avb_jax.loop import initial_state
-from experiments import build
+from avb_jax.training.blocks import compile_blocks
+from avb_jax.training.loop import initial_state
 
 DIRECTORY = flags.DEFINE_string("data_dir", None, "A folder or zip of images.", required=True)
 CONFIG = config_flags.DEFINE_config_file("config", "experiments/configs/celeba.py:small", "What trains on them.")
@@ -49,28 +49,22 @@ def main(argv) -> None:
         photos = data.load("images", DIRECTORY.value, options=options)
         count, time_taken = len(source.images), seconds(lambda: data.load("images", DIRECTORY.value, options=options).name)
         print(f"{'opening and checking a finished cache':42}{count / time_taken:>10,.0f}")
-        for name, method in build.methods(config).items():
+        for name, method in build.methods(config, photos.x_shape).items():
             measure_training(config, photos, name, method)
 
 
 def measure_training(config, photos, name, method) -> None:
     """Reading against stepping."""
-    model, optimizers = build.model(config, name, photos.x_shape), build.optimizers(config)
-    blocks = parallel.compile_blocks(
-        method.train_step, model, optimizers, photos, mode=config.parallel, batch_size=config.batch_size
-    )
-    indices = [
-        batch_indices(len(photos.train), config.batch_size, 0, i * STEPS, STEPS)[None] for i in range(BLOCKS + 1)
-    ]
-    state = blocks.place(initial_state(method, model, optimizers, photos, 0, 1))
-    keys = jax.random.split(jax.random.key(0), 1)
-    state, _ = blocks.run(keys, state, blocks.fetch(indices[0]))
+    blocks = compile_blocks(method, photos.prepare, photos.train, mode=config.parallel, batch_size=config.batch_size)
+    indices = [batch_indices(len(photos.train), config.batch_size, 0, i * STEPS, STEPS) for i in range(BLOCKS + 1)]
+    state, key = blocks.place(initial_state(method, photos, 0, None)), jax.random.key(0)
+    state, _ = blocks.run(key, state, blocks.fetch(indices[0]))
     reading, stepping = [], []
     for i in range(1, BLOCKS + 1):
         reading.append(seconds(lambda: blocks.fetch(indices[i])))  # noqa: B023
         batches = jax.block_until_ready(blocks.fetch(indices[i]))
         begun = time.perf_counter()
-        state, info = blocks.run(keys, state, batches)
+        state, info = blocks.run(key, state, batches)
         jax.block_until_ready((state, info))
         stepping.append(time.perf_counter() - begun)
     count = STEPS * config.batch_size

@@ -9,7 +9,7 @@ uses for q(z|x) and q(z). Both with k = 10; the former with as many draws of p a
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax import StandardNormal
+from avb_jax.distributions import standard_normal
 from avb_jax.evaluation import knn, quadrature
 
 REPETITIONS = 10
@@ -33,7 +33,7 @@ def two_modes(at: float, std: float):
         return z
 
     def exact(dim):
-        modes = quadrature.mixture_kl(jnp.array([[at], [-at]]), jnp.full((2, 1), std), StandardNormal(1))
+        modes = quadrature.mixture_kl(jnp.array([[at], [-at]]), jnp.full((2, 1), std), standard_normal(1))
         return float(modes) + gaussian(0.0, std)[1](dim - 1)
 
     return draw, exact
