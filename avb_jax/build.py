@@ -18,12 +18,14 @@ from avb_jax import contrast, data, distributions, divergences, networks
 from avb_jax.data.dataset import Dataset
 from avb_jax.data.photos import Photos
 from avb_jax.method import Method
+from avb_jax.network import Network
 from avb_jax.training import blocks
 from avb_jax.transforms import with_ema
 from avb_jax.types import Players, UserError
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "silu": nn.silu, "tanh": nn.tanh}
 SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("none", "adaptive")
 DIVERGENCES = {
     "jensen_shannon": divergences.jensen_shannon,
@@ -91,11 +93,13 @@ def optimizers(config: ml_collections.ConfigDict) -> Players:
     options, shape_rate = config.optimizer, config.contrast.shape_rate
     if not shape_rate > 0:
         raise UserError(f"contrast.shape_rate={shape_rate!r}: must be positive")
+    if options.accumulate < 1:
+        raise UserError(f"optimizer.accumulate={options.accumulate!r}: must be at least 1")
     if options.schedule not in SCHEDULES:
         raise UserError(f"optimizer.schedule={options.schedule!r}: must be one of {', '.join(SCHEDULES)}")
 
     def adam(player: str, updates_per_step: int) -> optax.GradientTransformation:
-        rate, updates = options[f"{player}_rate"], config.steps * updates_per_step
+        rate, updates = options[f"{player}_rate"], config.steps * updates_per_step // options.accumulate
         if not rate > 0:
             raise UserError(f"optimizer.{player}_rate={rate!r}: must be positive")
         schedule = optax.cosine_decay_schedule(rate, max(updates, 1)) if options.schedule == "cosine" else rate
@@ -108,7 +112,10 @@ def optimizers(config: ml_collections.ConfigDict) -> Players:
     encoder = adam("encoder", 1)
     if shape_rate != 1.0:
         encoder = optax.chain(encoder, optax.masked(optax.scale(shape_rate), of_shape))
-    return Players(encoder, adam("decoder", 1), adam("adversary", config.adversary_steps))
+    players = Players(encoder, adam("decoder", 1), adam("adversary", config.adversary_steps))
+    if options.accumulate == 1:
+        return players
+    return Players(*[optax.MultiSteps(optimizer, options.accumulate).gradient_transformation() for optimizer in players])
 
 
 class Run(NamedTuple):
@@ -148,10 +155,10 @@ class Parts(NamedTuple):
     """What the constructors of methods choose from."""
 
     trunk: nn.Module  # of the encoder
-    decoder: nn.Module
-    pairs: nn.Module  # an adversary of (x, z)
-    latents: nn.Module  # of z
-    images: nn.Module  # of x
+    decoder: nn.Module | Network
+    pairs: nn.Module | Network  # an adversary of (x, z)
+    latents: nn.Module | Network  # of z
+    images: nn.Module | Network  # of x
     likelihood: Callable
 
 
@@ -166,7 +173,13 @@ def _family(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ..
         raise UserError(f"network.family={config.network.family!r}: this config has no network.{lacking[0]}; use one that has")
     trunk, decoder, pairs, latents, images = family(config, x_shape, 1 if shared else parameters)
     decoder = networks.GlobalScale(decoder) if shared else decoder
-    return Parts(trunk, decoder, pairs, latents, images, likelihood)
+    return Parts(trunk, *(_computing(config, network) for network in (decoder, pairs, latents, images)), likelihood)
+
+
+def _computing(config, network: nn.Module) -> nn.Module | Network:
+    """A player's network in the precision, and with the memory, that the config says."""
+    network = networks.in_bfloat16(network) if _pick("precision", config.precision, PRECISIONS) == "bfloat16" else network
+    return networks.rematerialized(network) if config.rematerialize else network
 
 
 def _avb(config, parts: Parts) -> Method:
@@ -183,7 +196,7 @@ def _avb(config, parts: Parts) -> Method:
         )
         noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
     return avb_jax.avb(
-        encoder,
+        _computing(config, encoder),
         parts.decoder,
         parts.pairs,
         contrast=contrast.Adaptive(options.moment_draws, options.moment_gradients) if adaptive else None,
@@ -200,7 +213,7 @@ def _avb(config, parts: Parts) -> Method:
 
 def _aae(config, parts: Parts) -> Method:
     return avb_jax.aae(
-        networks.BlackBoxEncoder(parts.trunk, config.latent_dim),
+        _computing(config, networks.BlackBoxEncoder(parts.trunk, config.latent_dim)),
         parts.decoder,
         parts.latents,
         likelihood=parts.likelihood,
@@ -219,7 +232,7 @@ def _vae(config, parts: Parts) -> Method:
     more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
     encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
     return avb_jax.vae(
-        encoder,
+        _computing(config, encoder),
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0),
@@ -260,8 +273,8 @@ def _vaegan(config, parts: Parts) -> Method:
 METHODS = {"avb": _avb, "vae": _vae, "aae": _aae, "bigan": _bigan, "gan": _gan, "vaegan": _vaegan}
 
 
-def _gaussian(config, parts: Parts) -> nn.Module:
-    return networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale)
+def _gaussian(config, parts: Parts) -> nn.Module | Network:
+    return _computing(config, networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale))
 
 
 def _shared(config) -> dict[str, Any]:

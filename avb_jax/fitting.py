@@ -72,7 +72,8 @@ def fit(
       The final State.
 
     Raises:
-      UserError: a slip in the arguments; `Diverged`: a loss that is not finite.
+      UserError: a slip in the arguments, or examples that the likelihood gives no probability to (of 10,000 at most, evenly
+        spaced, and one draw from the prior); `Diverged`: a loss that is not finite.
       Interrupted: SIGINT or SIGTERM came; the State was saved first.
 
     Example:

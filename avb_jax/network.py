@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax.types import Array, PyTree, UserError
@@ -165,6 +166,44 @@ def _is_state(leaf: Any) -> bool:
     import equinox as eqx
 
     return isinstance(leaf, eqx.nn.StateIndex)
+
+
+def in_bfloat16(network: Any) -> Network:
+    """The network computing in bfloat16, with params, collections and outputs in float32.
+
+    Params and inputs are cast on the way in, so that gradients, optimisers and losses stay in float32. (Flax's batch
+    normalisation takes its statistics in float32 whatever it normalises.) For hardware that multiplies bfloat16: GPUs and TPUs.
+
+    Raises:
+      UserError: as `as_network`.
+    """
+    network = as_network(network)
+
+    def apply(variables: dict, *inputs: Array, train: bool) -> tuple[Any, dict]:
+        variables = {**variables, "params": _cast(variables.get("params", {}), jnp.bfloat16)}
+        output, collections = network.apply(variables, *_cast(inputs, jnp.bfloat16), train=train)
+        return _cast(output, jnp.float32), _cast(collections, jnp.float32)
+
+    return network._replace(apply=apply)
+
+
+def rematerialized(network: Any) -> Network:
+    """The network computed twice: in the backward pass again, in the place of keeping its activations (`jax.checkpoint`).
+
+    Raises:
+      UserError: as `as_network`.
+    """
+    network = as_network(network)
+
+    def apply(variables: dict, *inputs: Array, train: bool) -> tuple[Any, dict]:
+        return jax.checkpoint(lambda *arguments: network.apply(*arguments, train=train))(variables, *inputs)
+
+    return network._replace(apply=apply)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Its floating-point arrays as `dtype`."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def call(network: Network, params: PyTree, collections: dict, *inputs: Array, train: bool) -> tuple[Any, dict]:

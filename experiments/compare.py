@@ -196,6 +196,7 @@ def main(argv: list[str]) -> None:
     del argv
     given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
+    launch.keep_programs()
     suite = SUITES[given.suite]
     names = [name.strip() for name in given.methods.split(",")] if given.methods else list(suite.methods)
     folder = pathlib.Path(given.workdir or f"runs/compare-{given.suite}")

@@ -1,10 +1,14 @@
 """What every experiment's command line shares: flags, the run directory, and errors in one line."""
 
 import contextlib
+import functools
+import os
 import pathlib
+import platform
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -13,39 +17,44 @@ import avb_jax
 from avb_jax import Callback, Interrupted, Method, State, UserError, default_callbacks
 from avb_jax.data.dataset import Dataset
 from avb_jax.training import workdir
+from avb_jax.training.callbacks import Profile
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
 def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], None]) -> None:
     """Parses `--config=FILE[:variant]`, `--config.field=value`, `--workdir=DIR` in any order; calls main(config, workdir)."""
+    app.run(functools.partial(start, name, main), flags_parser=functools.partial(parse, name))
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
-            config_flags.DEFINE_config_file("config", default, "FILE[:variant]; --config.field=value changes a field.")
-            flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.")
-            arguments = flags.FLAGS(config_first(argv))
-            path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[0].removesuffix(".py")
-            if not pathlib.Path(f"{path}.py").is_file():
-                _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
-            flags.FLAGS.config.lock()  # a config that failed to load says so when it is first used
-            return arguments
-        except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            _fail(_one_line(error))
 
-    def start(argv: list[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"{argv[1]!r}: not a flag; write --config=FILE[:variant], --config.field=value or --workdir=DIR")
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
-        config = flags.FLAGS.config
-        variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")[2]
-        folder = flags.FLAGS.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
-        with errors_in_one_line():
-            main(config, pathlib.Path(folder))
+def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """The command line's flags into `values`; returns what is left. A slip ends the program with its one line and status 2."""
+    try:
+        default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
+        explained = "FILE[:variant]; --config.field=value changes a field."
+        config_flags.DEFINE_config_file("config", default, explained, values, sys_argv=argv)
+        flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.", values)
+        arguments = values(config_first(argv))
+        path = config_flags.get_config_filename(values["config"]).partition(".py:")[0].removesuffix(".py")
+        if not pathlib.Path(f"{path}.py").is_file():
+            _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
+        values.config.lock()  # a config that failed to load says so when it is first used
+        return arguments
+    except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        _fail(_one_line(error))
 
-    app.run(start, flags_parser=parse)
+
+def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Calls main(config, workdir) with what `parse` found."""
+    if len(argv) > 1:
+        _fail(f"{argv[1]!r}: not a flag; write --config=FILE[:variant], --config.field=value or --workdir=DIR")
+    if "verbosity" not in values or not values["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
+    keep_programs()
+    variant = config_flags.get_config_filename(values["config"]).partition(".py:")[2]
+    folder = values.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
+    with errors_in_one_line():
+        main(values.config, pathlib.Path(folder))
 
 
 def config_first(argv: Sequence[str]) -> list[str]:
@@ -57,6 +66,17 @@ def config_first(argv: Sequence[str]) -> list[str]:
             taken = 1 if equals else 2
             return [program, *rest[i : i + taken], *rest[:i], *rest[i + taken :]]
     return [program, *rest]
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in ~/.cache/avb_jax/programs/HOST for the next start; JAX_COMPILATION_CACHE_DIR goes first.
+
+    By host, since what is compiled for a CPU is for its instructions.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "avb_jax" / "programs" / platform.node()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @contextlib.contextmanager
@@ -80,6 +100,13 @@ def train(
     name: str | None = None,
 ) -> State:
     """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds."""
+    callbacks = [*default_callbacks(config.check_images), *callbacks, *([Profile()] if config.profile else [])]
+    seeds = f", {config.num_seeds} seeds" if config.num_seeds > 1 else ""
+    examples = f"{len(data.train):,} examples of {'x'.join(map(str, data.x_shape))}"
+    where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(
+        f"{name or method.name}: {config.steps:,} steps of {config.batch_size}{seeds}, {examples}, on {where}", file=sys.stderr
+    )
     return avb_jax.fit(
         method,
         data,
@@ -92,7 +119,7 @@ def train(
         checkpoint_every=config.checkpoint_every,
         workdir=folder,
         name=name,
-        callbacks=[*default_callbacks(config.check_images), *callbacks],
+        callbacks=callbacks,
     )
 
 

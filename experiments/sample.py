@@ -29,21 +29,27 @@ def draw(
     return figures.save(path, figures.draw(figure, found.method, state, found.data, seed))
 
 
-def main(argv: list[str]) -> None:
+def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
+    """The command's flags."""
+    flags.DEFINE_enum("figure", "samples", list(figures.FIGURES), "What to draw.", values)
+    flags.DEFINE_string("workdir", None, "The run's directory.", values, required=True)
+    flags.DEFINE_string("method", "", "One of the run's methods; its first by default.", values)
+    flags.DEFINE_string("out", "", "Where to write; RUN/figures/METHOD_FIGURE.png by default.", values)
+    flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "Where the data is, if no longer where the run found it.", values)
+    return values
+
+
+def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     """The command."""
     del argv
-    given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
+    launch.keep_programs()
     with launch.errors_in_one_line():
         out = pathlib.Path(given.out) if given.out else None
         print(draw(pathlib.Path(given.workdir), given.figure, out, given.method, given.data_dir, given.seed))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("figure", "samples", list(figures.FIGURES), "What to draw.")
-    flags.DEFINE_string("workdir", None, "The run's directory.", required=True)
-    flags.DEFINE_string("method", "", "One of the run's methods; its first by default.")
-    flags.DEFINE_string("out", "", "Where to write; RUN/figures/METHOD_FIGURE.png by default.")
-    flags.DEFINE_integer("seed", 0, "Of what is drawn at random.")
-    flags.DEFINE_string("data_dir", "", "Where the data is, if no longer where the run found it.")
+    define()
     app.run(main)

@@ -7,10 +7,20 @@ import runpy
 import numpy as np
 import pytest
 
+import avb_jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Trainings of 50 steps."""
+    fit = avb_jax.fit
+    monkeypatch.setattr(avb_jax, "fit", lambda *arguments, **options: fit(*arguments, **{**options, "steps": 50}))
+
+
+@pytest.mark.usefixtures("short")
 def test_the_examples_of_the_readme():
     names = {}
     for example in re.findall(r"```python\n(.*?)```", README.read_text(), re.S):
@@ -22,11 +32,8 @@ def test_the_examples_of_the_readme():
 
 
 @pytest.mark.parametrize("name", ["own_method", "own_data"])
-def test_the_examples(name, monkeypatch, capsys):
-    import avb_jax
-
-    fit = avb_jax.fit
-    monkeypatch.setattr(avb_jax, "fit", lambda *arguments, **options: fit(*arguments, **{**options, "steps": 200}))
+@pytest.mark.usefixtures("short")
+def test_the_examples(name, capsys):
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) < 60
     runpy.run_path(str(path), run_name="__main__")

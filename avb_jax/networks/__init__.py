@@ -4,7 +4,7 @@ An encoder is put together from a trunk (`MLP`, `ConvNet`, `ResNet`), which turn
 and a head, which makes a posterior sample of them; `InnerProductAdversary` takes two trunks.
 """
 
-from avb_jax.network import from_equinox, from_linen, from_nnx
+from avb_jax.network import from_equinox, from_linen, from_nnx, in_bfloat16, rematerialized
 from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, LatentAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
@@ -45,4 +45,6 @@ __all__ = [
     "from_equinox",
     "from_linen",
     "from_nnx",
+    "in_bfloat16",
+    "rematerialized",
 ]

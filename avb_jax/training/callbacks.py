@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tensorboardX
 import tqdm
@@ -164,6 +165,30 @@ class ProgressBar(Callback):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class Profile(Callback):
+    """Traces the second and the third block of steps, which nothing compiles in, to `profile/` of the workdir.
+
+    For TensorBoard (its profile plugin) and, the `perfetto_trace.json.gz` in it, for https://ui.perfetto.dev.
+    """
+
+    _blocks, _tracing = 0, False
+
+    def report(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
+        self._blocks += 1
+        if self._blocks == 1 and self.run.workdir is not None:
+            self._folder = self.run.workdir / "profile"
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._tracing = True
+        elif self._blocks == 3:
+            self.close()
+
+    def close(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self.run.note(f"{self.run.name}: profile of {self._blocks - 1} blocks in {self._folder}")
 
 
 class Progress:

@@ -34,5 +34,6 @@ def restore(checkpointer: ocp.training.Checkpointer, like: State) -> State | Non
         return checkpointer.load(step, abstract)
     except (ValueError, KeyError, TypeError) as error:  # Orbax's message holds both trees, thousands of characters
         raise UserError(
-            f"{checkpointer.directory}: the state of step {step} does not fit the model and optimisers; use another workdir"
+            f"{checkpointer.directory}: the state of step {step} does not fit the model and optimisers, or is of avb_jax 0.1, "
+            "whose checkpoints this version does not read; use another workdir"
         ) from error

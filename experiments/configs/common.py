@@ -30,6 +30,9 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "seed": 0,  # of everything random
             "num_seeds": 1,  # runs trained side by side, from a seed each
             "parallel": "auto",  # how devices are used: jit, sharded, pmap
+            "precision": "float32",  # or bfloat16, of what the networks compute; params, losses and optimisers stay in float32
+            "rematerialize": False,  # networks compute again in the backward pass what they would have kept: memory for time
+            "profile": False,  # a trace of the second and third block of steps, in profile/
             "latent_dim": 8,
             "noise_dim": 16,  # numbers of noise that a black-box encoder gets, and each basis beyond latent_dim
             "likelihood": "bernoulli",  # or gaussian, or logistic (discretised to 256 levels)
@@ -73,6 +76,7 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
                 "b2": 0.999,
                 "schedule": "cosine",  # or constant
                 "clip": placeholder(float),  # of each player's gradient norm
+                "accumulate": 1,  # steps whose gradients are averaged into one update: batches that do not fit
             },
             "evaluation": evaluation,
         }

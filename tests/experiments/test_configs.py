@@ -20,7 +20,7 @@ CONFIGS = {
     if path.stem not in ("common", "evaluate", "eight_schools")
 }
 ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
-LONG = {("celeba", ""), ("celeba", "vae")}  # take half a minute to trace
+LONG = {(name, "") for name in CONFIGS} | {("celeba", "vae"), ("celeba", "small")}  # 7 to 30 seconds to trace
 
 
 @pytest.mark.parametrize(("name", "variant"), [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in ALL])
@@ -101,61 +101,39 @@ SMALL = {
         "data.flip": False,
     },
 }
-CHANGES = {
-    "steps": 5,
-    "batch_size": 16,
-    "seed": 1,
-    "latent_dim": 2,
-    "noise_dim": 4,
-    "likelihood": "bernoulli",
-    "likelihood_scale": "global",
-    "data.size": 9,
-    "data.flip": True,
-    "network.units": 2,
-    "network.adversary_channels": 3,
-    "network.adversary_kernel_size": 5,
-    "network.adversary_widths": (9,),
-    "likelihood_std": 0.3,
-    "beta": 0.5,
-    "beta_warmup": 3,
-    "adversary_steps": 2,
-    "ema_decay": 0.9,
-    "data.binarize": "dynamic",
-    "data.name": "four_points",
-    "network.widths": (9,),
-    "network.activation": "tanh",
-    "network.adversary_features": 5,
-    "network.minus_log_prior": True,
-    "network.head_scale": 0.5,
-    "network.channels": 3,
-    "network.kernel_size": 5,
-    "network.batch_norm": False,
-    "network.decoder_batch_norm": True,
-    "network.z_widths": (9,),
-    "network.family": None,
-    "optimizer.encoder_rate": 2e-3,
-    "optimizer.decoder_rate": 2e-3,
-    "optimizer.adversary_rate": 2e-3,
-    "optimizer.b1": 0.8,
-    "optimizer.b2": 0.9,
-    "optimizer.schedule": "constant",
-    "optimizer.clip": 0.01,
-    "method": "vae",
-    "num_seeds": 2,
-    "noise_draws": 2,
-    "contrast.kind": "none",
-    "contrast.bases": 3,
-    "contrast.widths": (4,),
-    "contrast.gaussian_share": 0.4,
-    "contrast.moment_gradients": True,
-    "contrast.shape_rate": 0.5,
-    "parallel": "pmap",  # where every device draws noise of its own
-    "divergence": "kl",
-    "feature_weight": 0.5,
-    "posterior.kind": "full",
-    "posterior.flows": 2,
-    "posterior.widths": (5,),
+# What a field's text may be, where a test is to choose another.
+CHOICES = {
+    "method": build.METHODS,
+    "precision": build.PRECISIONS,
+    "parallel": ("jit", "pmap"),  # where every device draws noise of its own
+    "likelihood": ("gaussian", "bernoulli"),
+    "likelihood_scale": build.SCALES,
+    "divergence": build.DIVERGENCES,
+    "contrast.kind": build.CONTRASTS,
+    "posterior.kind": build.POSTERIORS,
+    "network.activation": build.ACTIVATIONS,
+    "optimizer.schedule": build.SCHEDULES,
+    "data.name": ("digits", "four_points", "drawn_faces"),
+    "data.binarize": ("none", "dynamic"),
+    "importance.initial": ("encoder", "prior"),
+    "ais.initial": ("encoder", "prior"),
 }
+
+
+def another(field, value):
+    """Some other value that the field may have."""
+    if isinstance(value, str):
+        choices = list(CHOICES[field])
+        return choices[(choices.index(value.partition(",")[0]) + 1) % len(choices)]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (value[0] + 1, *value[1:])
+    if value is None:
+        return 0.01
+    return value + 1 if isinstance(value, int) else 0.9 * value
+
+
 # What has to be so for a field to matter.
 NEEDS = {
     "feature_weight": {"method": "vaegan"},
@@ -164,26 +142,11 @@ NEEDS = {
     "posterior.widths": {"method": "vae", "posterior.kind": "realnvp"},
     ("mnist", "network.widths"): {"network.family": "mlp"},
 }
-# Fields whose effect lies outside a run's numbers; each is named where it is tested.
-ELSEWHERE = {
-    "data.dir": "test_data",
-    "check_images": "test_loop",
-    "log_every": "test_experiments (lines of metrics.jsonl)",
-    "checkpoint_every": "test_experiments (names of figures)",
-    "evaluation.samples": "test_evaluation",
-    "evaluation.draws": "test_evaluation",
-    "evaluation.chunk": "test_evaluation",
-    "data.crop": "test_photos",
-    "data.held_out": "test_photos",
-    "data.split_seed": "test_photos",
-    "data.cache": "test_photos",
-    "evaluation.images": "test_experiments",
-    "evaluation.features": "test_experiments",
-    "contrast.moment_draws": "test_contrast",
-    "adversary_floor": "test_contrast",
-    "evaluation.importance_images": "test_experiments",
-    "evaluation.importance_samples": "test_evaluation",
-}
+# Fields whose effect lies outside a training's numbers, or in a choice that no config here makes.
+ELSEWHERE = ("data.dir", "check_images", "log_every", "checkpoint_every", "evaluation.", "network.family")
+ELSEWHERE += ("rematerialize", "profile")
+ELSEWHERE += ("data.crop", "data.held_out", "data.split_seed", "data.cache")  # of a user's photographs
+ELSEWHERE += ("contrast.moment_draws", "adversary_floor")  # of a black box, and of a T that has gone far
 
 
 def outcome(config):
@@ -210,18 +173,10 @@ def small(name, **changes):
     return config
 
 
-def flat_fields(config, prefix=""):
+def flat(config, prefix=""):
+    """Every field with its value, (name, value)."""
     for field, value in config.items():
-        if hasattr(value, "items"):
-            yield from flat_fields(value, f"{prefix}{field}.")
-        else:
-            yield prefix + field
-
-
-def test_every_field_is_accounted_for():
-    for name in CONFIGS:
-        for field in flat_fields(CONFIGS[name].get_config()):
-            assert field in CHANGES or field in ELSEWHERE, (name, field)
+        yield from flat(value, f"{prefix}{field}.") if hasattr(value, "items") else [(prefix + field, value)]
 
 
 @pytest.mark.slow
@@ -229,20 +184,23 @@ def test_every_field_is_accounted_for():
 def test_every_config_field_changes_something(name):
     bases = {"{}": outcome(small(name))}
     np.testing.assert_array_equal(bases["{}"], outcome(small(name)))  # and nothing changes without a change
-    for field in flat_fields(CONFIGS[name].get_config()):
-        if field in ELSEWHERE or field == "network.family" or (name, field) == ("celeba", "data.binarize"):
-            continue  # photographs are never binarised (test_photos)
+    for field, _ in flat(CONFIGS[name].get_config()):
+        if field.startswith(ELSEWHERE) or (name, field) == ("celeba", "data.binarize"):
+            continue  # photographs are never binarised
         needs = NEEDS.get((name, field), NEEDS.get(field, {}))
         base = bases.setdefault(str(needs), None)
         if base is None:
             base = bases[str(needs)] = outcome(small(name, **needs))
-        changed = outcome(small(name, **{**needs, field: CHANGES[field]}))
+        config = small(name, **needs)
+        config.update_from_flattened_dict({field: another(field, dict(flat(config))[field])})
+        changed = outcome(config)
         assert changed.shape != base.shape or not np.allclose(changed, base, rtol=1e-6, atol=0), field
 
 
 @pytest.mark.parametrize(
     "field",
     [
+        "precision",
         "contrast.kind",
         "network.family",
         "network.activation",
@@ -266,6 +224,7 @@ def test_numbers_are_checked():
         {"contrast.gaussian_share": 1.5},
         {"contrast.shape_rate": 0.0},
         {"optimizer.encoder_rate": 0.0},
+        {"optimizer.accumulate": 0},
         {"likelihood_std": -1.0},
         {"network.head_scale": 0.0},
         {"beta": -1.0},
@@ -280,17 +239,22 @@ def test_numbers_are_checked():
             build.methods(config, (8, 8))
 
 
-def test_each_player_s_rate_falls_over_its_own_updates():
-    """Of Adam under a gradient that stays as it is, an update is the rate; its moments are those of the clipped gradient."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_player_s_rate_falls_over_its_own_updates(accumulate):
+    """Of Adam under a gradient whose average stays, an update is the rate; its moments are those of the clipped average."""
     rates = {"encoder": 1e-3, "decoder": 2e-3, "adversary": 3e-3}
     fields = {f"optimizer.{player}_rate": rate for player, rate in rates.items()}
     fields |= {"optimizer.clip": 1.0, "optimizer.b1": 0.5, "optimizer.b2": 0.9, "optimizer.schedule": "cosine"}
-    optimizers = build.optimizers(small("synthetic", **fields, steps=4, adversary_steps=3))
+    fields |= {"optimizer.accumulate": accumulate, "steps": 4 * accumulate, "adversary_steps": 3}
+    optimizers = build.optimizers(small("synthetic", **fields))
     for player, rate in rates.items():
-        optimizer, params, gradient = getattr(optimizers, player), jnp.zeros(4), jnp.full(4, -10.0)
+        optimizer, params = getattr(optimizers, player), jnp.zeros(4)
         state, count, moved = optimizer.init(params), 12 if player == "adversary" else 4, []
         for _ in range(count + 1):
-            update, state = optimizer.update(gradient, state, params)
+            for part in range(accumulate):  # of an average of -10
+                gradient = jnp.full(4, -10.0 + (part - (accumulate - 1) / 2))
+                update, state = optimizer.update(gradient, state, params)
+                assert part + 1 == accumulate or float(update[0]) == 0
             moved.append(float(update[0]))
             if len(moved) == 1:
                 (adam,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "nu")) if hasattr(s, "nu"))
@@ -303,7 +267,7 @@ def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
     for rate in (1.0, 0.25):
         config = small("synthetic", **{"contrast.shape_rate": rate})
         method, optimizers = build.method(config, "avb", (2, 2)), build.optimizers(config)
-        state = method.init(jax.random.key(0), jnp.zeros((8, 2, 2)))
+        state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((8, 2, 2)))
         gradients = state.params._replace(encoder=jax.tree.map(jnp.ones_like, state.params.encoder))
         after = update.apply_gradients(state, gradients, optimizers).params.encoder
         moved[rate] = jax.tree.map(lambda a, b: np.asarray(a - b), after, state.params.encoder)
@@ -326,6 +290,23 @@ def test_each_posterior_is_built(monkeypatch):
         build.method(config, "vae", (2, 2))
         assert type(made[-1][0]) is encoder
         assert made[-1][1]["noise_dim"] == 3 + (4 if kind == "auxiliary" else 0)
+
+
+def test_precision_and_rematerialisation_are_every_network_s(monkeypatch):
+    """Of each method, by the messages of a network that is asked to be so."""
+    asked = []
+    for name in ("in_bfloat16", "rematerialized"):
+        monkeypatch.setattr(networks, name, lambda network, name=name: asked.append(name) or network)
+    players = {"avb": 3, "vae": 2, "aae": 3, "bigan": 3, "gan": 2, "vaegan": 3}
+    for method, count in players.items():
+        for fields, expected in (({"precision": "bfloat16"}, "in_bfloat16"), ({"rematerialize": True}, "rematerialized")):
+            made = []
+            monkeypatch.setattr(avb_jax, method, lambda *given, made=made, **_: made.extend(given) or (lambda: None))
+            asked.clear()
+            build.method(small("synthetic", ema_decay=None, **fields), method, (2, 2))
+            assert len(made) == count
+            assert set(asked) == {expected}
+            assert len(asked) == 4 + (method != "gan")  # a decoder, three adversaries to choose from, an encoder
 
 
 def test_under_pmap_networks_normalise_over_all_devices(monkeypatch):

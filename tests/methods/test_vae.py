@@ -35,7 +35,8 @@ class Moments(nn.Module):
 def observed(images, name, encoder, noise_dim=3):
     """What a step of the method with that encoder observes."""
     method = small_method(name, encoder=lambda trunk, latents: encoder, noise_dim=noise_dim)
-    return method.train_step(jax.random.key(0), method.init(jax.random.key(0), images), images)[1]
+    step = jax.jit(lambda key, x: method.train_step(key, method.init(key, x), x)[1])
+    return step(jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)

@@ -57,7 +57,7 @@ def one_block(dataset, method, mode, devices, steps=1, num_seeds=None):
     [
         pytest.param("avb", "conv", 4, False, marks=pytest.mark.slow),
         ("avb", "batch_norm", 4, True),
-        *((name, "", 2, False) for name in METHODS),
+        *(pytest.param(name, "", 2, False, marks=[pytest.mark.slow] * (name not in ("avb", "gan"))) for name in METHODS),
     ],
 )
 def test_sharded_is_one_device(dataset, sgd, name, kind, count, adaptive):

@@ -11,7 +11,7 @@ import avb_jax
 from avb_jax import UserError, data
 from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.training import callbacks
-from avb_jax.training.callbacks import Callback, JSONLines, Progress, ProgressBar, Run, TensorBoard
+from avb_jax.training.callbacks import Callback, JSONLines, Profile, Progress, ProgressBar, Run, TensorBoard
 from avb_jax.training.loop import check_finite, initial_state, train
 from tests.conftest import small_method
 
@@ -234,3 +234,20 @@ def test_what_is_not_finite_is_named():
         check_finite("avb", 3, numbers)
     with pytest.raises(avb_jax.Diverged, match=r"avb: kl is not finite by step 3; lower"):
         check_finite("avb", 3, {"kl": np.array(np.nan)})
+
+
+def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):
+    """Which is when the first report has come until the third does, or the training ends."""
+    calls, x = [], np.zeros((8, 6, 6), np.float32)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: calls.append((folder, options)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    watched = Profile()
+    train(small_method("vae"), x, steps=16, workdir=tmp_path, callbacks=[watched], **OPTIONS)
+    assert calls == [(tmp_path / "profile", {"create_perfetto_trace": True}), "stop"]
+    calls.clear()
+    short = Profile()
+    short.start(run_of(tmp_path))
+    short.report(4, {}, None)
+    short.close()
+    short.close()
+    assert calls[1:] == ["stop"]

@@ -1,0 +1,287 @@
+"""What a training step costs for every shipped config, next to the same networks in PyTorch where that is installed.
+
+    python -m benchmarks.step [--cases=mnist,synthetic:paper] [--rounds=5] [--seconds=1] [--torch_compile]
+
+Alternating, `--rounds` times each: a compiled block of our steps as `fit` runs them, and as many of PyTorch's (`torch_players`:
+eager, channels_last, fused Adam, T's forward pass shared by both losses, the same binarisation and moving averages), about
+`--seconds` of each; medians. Before that, parameter counts and both losses at equal params and draws are asserted to be equal.
+GFLOP is XLA's count of one step with plain convolutions; the peak, that of a 2048 x 2048 float32 matrix product. Images are
+random.
+"""
+
+import functools
+import gc
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import avb_jax
+from avb_jax import build, data, players
+from avb_jax.methods import avb, vae
+from avb_jax.network import as_network
+from avb_jax.networks import conv
+from avb_jax.networks.dcgan import layer_sizes
+from avb_jax.training import blocks
+from avb_jax.types import Draws, Players
+
+CASES = flags.DEFINE_list("cases", [], "Prefixes of config:variant:method; all but celeba::avb and celeba::vae by default.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.")
+SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one measurement, about.")
+TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "Also PyTorch under torch.compile.")
+EXAMPLES = 2048  # stored
+SHAPES = {"four_points": (2, 2), "digits": (8, 8), "mnist": (28, 28)}
+
+
+class Case(NamedTuple):
+    """A config's variant, with one of its methods."""
+
+    experiment: str
+    variant: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        return ":".join(self)
+
+    def config(self):
+        config = importlib.import_module(f"experiments.configs.{self.experiment}").get_config(self.variant)
+        config.method = self.method
+        return config
+
+
+def cases() -> list[Case]:
+    found = []
+    for experiment in ("synthetic", "mnist", "celeba"):
+        module = importlib.import_module(f"experiments.configs.{experiment}")
+        for variant in module.VARIANTS:
+            for method in module.get_config(variant).method.split(","):
+                found.append(Case(experiment, variant, method))
+    if CASES.value:
+        return [case for case in found if any(f"{case.name}:".startswith(f"{prefix}:") for prefix in CASES.value)]
+    return [case for case in found if case.experiment != "celeba" or "small" in case.variant or "smoke" in case.variant]
+
+
+def dataset(config) -> data.Dataset:
+    size = config.data.get("size")
+    shape = (size, size, 3) if size else SHAPES[config.data.name]
+    stored = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *shape), dtype=np.uint8)
+    return data.from_arrays(stored, binarize=config.data.binarize)
+
+
+def medians(runs: dict[str, Callable]) -> dict[str, float]:
+    """Seconds of each function in `runs`, called in turn."""
+    times = {name: [] for name in runs}
+    for _ in range(ROUNDS.value):
+        for name, run in runs.items():
+            times[name].append(timed(run))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak() -> float:
+    """FLOP/s of a matrix product, the best of ten."""
+    a = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    return 2 * 2048**3 / min(timed(lambda: jax.block_until_ready(product(a))) for _ in range(10))
+
+
+class Ours:
+    """A case's method and blocks of its steps, compiled."""
+
+    def __init__(self, case: Case):
+        self.config = case.config()
+        self.data = dataset(self.config)
+        self.method = build.method(self.config, case.method, self.data.x_shape)
+        self.modules, self.settings = self._given()
+        self.key, self.batch = jax.random.key(0), self.config.batch_size
+        self.state = jax.jit(self.method.init)(self.key, jnp.zeros((2, *self.data.x_shape)))
+
+    def _given(self) -> tuple[Players, dict]:
+        """What the method's constructor is given: the players' modules, and its settings."""
+        plain = self.config.copy_and_resolve_references()
+        plain.ema_decay = None
+        with mock.patch.object(avb_jax, self.config.method, lambda *modules, **settings: (Players(*modules), settings)):
+            return build.method(plain, self.config.method, self.data.x_shape)
+
+    def losses(self, draws: Draws) -> list[float]:
+        """Of encoder and decoder, and of T."""
+        settings, state = self.settings, self.state
+        of_game = {"networks": Players(*map(as_network, self.modules)), "prior": settings["prior"]}
+        of_x = {**of_game, "likelihood": settings["likelihood"]}
+        if self.config.method == "vae":
+            return [float(vae.negative_elbo(state.params, state.collections, draws, **of_x)[0])]
+        of_t = {name: settings[name] for name in ("contrast", "minus_log_prior")}
+        loss, generative = avb.negative_elbo_adversarial(
+            state.params,
+            state.params.adversary,
+            state.collections,
+            draws,
+            **of_x,
+            **of_t,
+            adversary_floor=settings["adversary_floor"],
+        )
+        of_adversary, _ = avb.adversary_loss(
+            state.params.adversary, state.collections, draws, generative.compared, **of_game, **of_t
+        )
+        return [float(loss), float(of_adversary)]
+
+    def cost(self) -> tuple[float, float]:
+        """FLOP of one step with plain convolutions, and bytes of temporary memory of one as it runs."""
+
+        def compiled():
+            x = jnp.zeros((self.batch, *self.data.x_shape))
+            step = functools.partial(self.method.train_step)  # a function of its own, which nothing is cached for
+            return jax.jit(step).lower(self.key, self.state, x).compile()
+
+        with mock.patch.object(conv, "formulation_of", return_value="lax"):
+            plain = compiled()
+        return plain.cost_analysis()["flops"], compiled().memory_analysis().temp_size_in_bytes
+
+    def compile(self, seconds: float) -> tuple[int, float]:
+        """Finds how many steps take about that long; returns them, and the seconds of compiling a block of them."""
+        steps = 4
+        compiled = blocks.compile_blocks(self.method, self.data.prepare, self.data.train, mode="jit", batch_size=self.batch)
+        self.state = compiled.place(self.state)
+        while True:
+            batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, (steps, self.batch), dtype=np.int32))
+
+            def run(batches=batches) -> None:
+                self.state, info = compiled.run(self.key, self.state, batches)
+                jax.block_until_ready(info)
+
+            first, second = timed(run), timed(run)
+            if second > seconds / 2:
+                self.run = run
+                return steps, first - second
+            steps = max(steps + 1, round(steps * min(seconds / second, 100)))
+
+
+def timed(run: Callable) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+class Torch:
+    """The same in PyTorch, of the same params; imported here because PyTorch is an extra."""
+
+    def __init__(self, ours: Ours):
+        import torch
+
+        from benchmarks import torch_players
+
+        self.torch, self.mirror, self.config, self.batch = torch, torch_players, ours.config, ours.batch
+        self.noise_dim, params = ours.settings["noise_dim"], ours.state.params
+        self.modules = torch_players.mirror(ours.modules, params, layer_sizes(*ours.data.x_shape[:2]), self.noise_dim)
+        for name, module in self.modules.items():
+            count = sum(a.size for a in jax.tree.leaves(getattr(params, name)))
+            assert sum(p.numel() for p in module.parameters()) == count, f"{name}: other params than ours"
+        self.weights = {name: list(module.parameters()) for name, module in self.modules.items()}
+        options = ours.config.optimizer
+        self.adams = {
+            name: torch.optim.Adam(weights, options[f"{name}_rate"], (options.b1, options.b2), fused=True)
+            for name, weights in self.weights.items()
+        }
+        self.averages = {name: [p.detach().clone() for p in weights] for name, weights in self.weights.items()}
+        self.stored = torch_players.images(torch.from_numpy(np.array(ours.data.train)))
+        self.losses = torch_players.losses
+
+    def losses_at(self, draws: Draws) -> list[float]:
+        """Both losses, padded as ours."""
+        x, noise, z_prior = (self.mirror.tensor(a) for a in draws)
+        with mock.patch.object(self.mirror, "EXACT", True):
+            found = self.mirror.losses(self.modules, self.mirror.images(x), noise, z_prior, self.config)
+        return [float(loss.detach()) for loss in found if loss is not None]
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+
+    def step(self) -> None:
+        torch, options, adversarial = self.torch, self.config, "adversary" in self.modules
+        x = self.stored[torch.randint(0, EXAMPLES, (self.batch,))].float().div_(255.0)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if options.data.binarize == "dynamic":
+            x = torch.bernoulli(x)
+        if options.data.get("flip"):
+            x = torch.where(torch.rand(self.batch, 1, 1, 1) < 0.5, x, x.flip(3))
+        for last in [*[False] * (options.adversary_steps - 1) * adversarial, True]:
+            noise = torch.randn(options.noise_draws, self.batch, self.noise_dim)
+            z_prior = torch.randn(options.noise_draws, self.batch, options.latent_dim)
+            loss, of_t = self.losses(self.modules, x, noise, z_prior, options)
+            moved = list(self.modules) if last else ["adversary"]
+            generative = [p for name in moved if name != "adversary" for p in self.weights[name]]
+            gradients = list(torch.autograd.grad(loss, generative, retain_graph=adversarial)) if generative else []
+            if adversarial:
+                gradients += torch.autograd.grad(of_t, self.weights["adversary"])
+            for p, gradient in zip([p for name in moved for p in self.weights[name]], gradients, strict=True):
+                p.grad = gradient
+            for name in moved:
+                self.adams[name].step()
+        if options.ema_decay:
+            with torch.no_grad():
+                for name, averages in self.averages.items():
+                    torch._foreach_lerp_(averages, self.weights[name], 1 - options.ema_decay)
+
+
+def measure(case: Case, peak_flops: float) -> str:
+    """A case's line."""
+    ours = Ours(case)
+    draws = players.draw(
+        jax.random.key(1),
+        ours.data.prepare(jax.random.key(2), jnp.asarray(ours.data.train[:32])),
+        ours.settings["prior"],
+        ours.settings["noise_dim"],
+        ours.config.noise_draws,
+    )
+    expected, (flop, memory) = ours.losses(draws), ours.cost()
+    others = {}
+    if importlib.util.find_spec("torch") is not None:
+        for name in ("eager", *(["compile"] if TORCH_COMPILE.value else [])):
+            others[name] = Torch(ours)
+            np.testing.assert_allclose(others[name].losses_at(draws), expected, rtol=2e-4, err_msg=case.name)
+            if name == "compile":
+                others[name].losses = others[name].torch.compile(others[name].losses)
+    steps, compiling = ours.compile(SECONDS.value)
+    runs = {"ours": ours.run} | {name: functools.partial(other.run, steps) for name, other in others.items()}
+    for other in others.values():
+        other.run(2)
+    seconds = {name: value / steps for name, value in medians(runs).items()}
+    own = seconds.pop("ours")
+    line = f"{case.name:24}{1e3 * own:>9.2f}{1 / own:>9.1f}{ours.batch / own:>10,.0f}{flop / 1e9:>8.2f}{flop / own / 1e9:>8.0f}"
+    line += f"{flop / own / peak_flops:>7.0%}{memory / 2**20:>8.0f}{compiling:>9.1f}"
+    return line + "".join(f"{1e3 * value:>10.2f}{value / own:>7.2f}" for value in seconds.values())
+
+
+def main(argv: list[str]) -> None:
+    """The table."""
+    del argv
+    peak_flops = peak()
+    versions = [f"jax {jax.__version__}"]
+    columns = f"{'case':24}{'ms':>9}{'steps/s':>9}{'images/s':>10}{'GFLOP':>8}{'GFLOP/s':>8}{'peak':>7}{'MiB':>8}{'compile':>9}"
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        versions.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        columns += f"{'PyTorch':>10}{'ratio':>7}" + (f"{'compiled':>10}{'ratio':>7}" if TORCH_COMPILE.value else "")
+    device = jax.devices()[0].device_kind
+    print(f"{device}, {os.cpu_count()} cores, {', '.join(versions)}, float32 matmul {peak_flops / 1e9:.0f} GFLOP/s")
+    print(f"medians of {ROUNDS.value} alternating runs; ms per step, MiB of temporary memory, seconds to compile a block")
+    print(columns, flush=True)
+    for case in cases():
+        print(measure(case, peak_flops), flush=True)
+        gc.collect()
+        jax.clear_caches()
+
+
+if __name__ == "__main__":
+    app.run(main)
