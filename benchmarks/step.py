@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
     def config(self):
         config = importlib.import_module(f"experiments.configs.{self.experiment}").get_config(self.variant)
-        config.method = self.method
+        config.method, config.num_seeds = self.method, 1
         return config
 
 
@@ -95,12 +95,12 @@ def peak() -> float:
 
 
 class Ours:
-    """A case's method and blocks of its steps, compiled."""
+    """A config's method and blocks of its steps, compiled."""
 
-    def __init__(self, case: Case):
-        self.config = case.config()
+    def __init__(self, config):
+        self.config = config
         self.data = dataset(self.config)
-        self.method = build.method(self.config, case.method, self.data.x_shape)
+        self.method = build.method(self.config, config.method, self.data.x_shape)
         self.modules, self.settings = self._given()
         self.key, self.batch = jax.random.key(0), self.config.batch_size
         self.state = jax.jit(self.method.init)(self.key, jnp.zeros((2, *self.data.x_shape)))
@@ -146,16 +146,22 @@ class Ours:
             plain = compiled()
         return plain.cost_analysis()["flops"], compiled().memory_analysis().temp_size_in_bytes
 
-    def compile(self, seconds: float) -> tuple[int, float]:
+    def compile(self, seconds: float, mode: str = "jit") -> tuple[int, float]:
         """Finds how many steps take about that long; returns them, and the seconds of compiling a block of them."""
-        steps = 4
-        compiled = blocks.compile_blocks(self.method, self.data.prepare, self.data.train, mode="jit", batch_size=self.batch)
-        self.state = compiled.place(self.state)
+        steps, several = 4, self.config.num_seeds if self.config.num_seeds > 1 else None
+        compiled = blocks.compile_blocks(
+            self.method, self.data.prepare, self.data.train, mode=mode, batch_size=self.batch, num_seeds=several
+        )
+        state, key = self.state, self.key
+        if several:
+            state, key = jax.tree.map(lambda a: jnp.stack([a] * several), state), jax.random.split(key, several)
+        self.state = compiled.place(state)
         while True:
-            batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, (steps, self.batch), dtype=np.int32))
+            shape = (steps, self.batch) if several is None else (several, steps, self.batch)
+            batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, shape, dtype=np.int32))
 
             def run(batches=batches) -> None:
-                self.state, info = compiled.run(self.key, self.state, batches)
+                self.state, info = compiled.run(key, self.state, batches)
                 jax.block_until_ready(info)
 
             first, second = timed(run), timed(run)
@@ -235,7 +241,7 @@ class Torch:
 
 def measure(case: Case, peak_flops: float) -> str:
     """A case's line."""
-    ours = Ours(case)
+    ours = Ours(case.config())
     draws = players.draw(
         jax.random.key(1),
         ours.data.prepare(jax.random.key(2), jnp.asarray(ours.data.train[:32])),

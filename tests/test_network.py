@@ -276,6 +276,7 @@ def test_a_linen_module_is_taken_as_it_is():
     assert [float(collections["counts"]["calls"]) for _, collections in outputs] == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_run_with_other_libraries_players_resumes(tmp_path):
     """Their variables are pytrees of their own kinds, which a checkpoint holds as well."""
     method = with_ema(method_of(Players(*(ADAPTED[name][1] for name in ADAPTED if name != "nnx adversary"))), 0.9)

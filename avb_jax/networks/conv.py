@@ -1,10 +1,18 @@
-"""Convolutions that pick their formulation by backend, with the same parameters and the same result in each.
+"""Convolutions that pick their formulation by backend and shape, with the same parameters and the same result in each.
 
-GPUs and TPUs want `lax.conv`. XLA's CPU backend runs it at a few percent of the machine's speed inside a `lax.scan`,
-which is where training happens, and does not recover it for transposed convolutions anywhere; there, a convolution
-is k * k strided slices side by side and one matrix product, and a transposed one is a small convolution to s * s
-times the channels followed by depth-to-space. `benchmarks/conv.py` times them.
+GPUs and TPUs want `lax.conv`. XLA's CPU backend runs it at a few percent of the machine's speed inside a `lax.scan`, which is
+where training happens. There a convolution is strided slices next to each other and one matrix product, in one of two ways:
+
+  rows     slices of whole rows, times a matrix [k W C, W' F] that has the kernel once for each output column: k slices in the
+           place of k * k, and W / k times the products, the rest of them with zeros. For small layers, whose time is copies.
+  patches  slices for each of the k * k taps, and a matrix [k k C, F]: the fewest products. A few examples at a time, so that
+           the patches of large images stay in the processor's cache; the backward pass makes them again.
+
+A transposed convolution is a small convolution to s * s times the channels, whose output pixels are then put where they belong.
+`benchmarks/conv.py` times all of them next to PyTorch.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,46 +22,77 @@ from jax import lax
 
 from avb_jax.types import Array, UserError
 
+FORMULATIONS = ("auto", "lax", "rows", "patches")
+NARROW = 125  # of F (W - k) / (k - s): up to here, products with zeros cost less than copies do
+CACHE = 2_500_000  # bytes of patches at a time
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto") -> Array:
     """Convolution with SAME padding: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F]; kernel [k, k, C, F]."""
     pads = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    return _conv(x, kernel, stride, pads, formulation)
+    chosen = formulation_of(formulation, x.shape[2], kernel.shape[1], stride, kernel.shape[3])
+    if chosen == "lax":
+        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+    if chosen == "patches":
+        return _patches(x, kernel, stride, pads)
+    width, k = -(-x.shape[2] // stride), kernel.shape[1]
+    w, tap, out = np.ogrid[: x.shape[2], :k, :width]
+    columns = np.float32(w == out * stride + tap - pads[1][0])  # [W, k, W']: whether input column w is that tap of the output's
+    matrix = jnp.einsum("wko,hkcf->hwcof", columns, kernel)
+    return _rows(x, matrix.reshape(len(kernel), -1, width * kernel.shape[3]), stride, pads[0], (1, width, kernel.shape[3]))
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int = 2, formulation: str = "auto") -> Array:
     """Transposed convolution with SAME padding, as `lax.conv_transpose`: [B, H, W, C] -> [B, H s, W s, F]."""
-    if _uses_lax(formulation):
-        return lax.conv_transpose(x, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT)
-    # Output pixel s p + r sees input pixel p + d through tap s d - r + pad: one small kernel per phase r.
-    k, s = kernel.shape[0], stride
+    k, s, (b, h, w, _) = kernel.shape[0], stride, x.shape
+    # Output pixel s p + r sees input pixel p + d through tap s d - r + pad.
     pad = k - 1 if s > k - 1 else (k + s - 1) // 2
     low, high = -(pad // s), (k - 1 + s - 1 - pad) // s
-    taps = s * np.arange(low, high + 1)[:, None] - np.arange(s) + pad  # [D, s]
-    taps = np.where((taps >= 0) & (taps < k), taps, k)  # k points at the zeros padded below
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    phases = padded[taps[:, :, None, None], taps[None, None]]  # [D, s, D, s, C, F]
-    d, c, f = taps.shape[0], *kernel.shape[2:]
-    phases = phases.transpose(0, 2, 4, 1, 3, 5).reshape(d, d, c, s * s * f)
-    y = _conv(x, phases, 1, [(-low, high)] * 2, "matmul")
-    b, h, w, _ = y.shape
-    return y.reshape(b, h, w, s, s, f).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * s, f)
+    chosen = formulation_of(formulation, w, high - low + 1, 1, s * s * kernel.shape[3])
+    if chosen == "lax":
+        return lax.conv_transpose(x, kernel, (s, s), "SAME", dimension_numbers=_LAYOUT)
+    offset, tap, phase = np.ogrid[low : high + 1, :k, :s]
+    taps = np.float32(tap == s * offset - phase + pad)  # [D, k, s]: whether phase r sees offset d through that tap
+    c, f = kernel.shape[2:]
+    if chosen == "patches":
+        phases = jnp.einsum("dir,ejq,ijcf->decrqf", taps, taps, kernel).reshape(len(taps), len(taps), c, s * s * f)
+        y = _patches(x, phases, 1, [(-low, high)] * 2)
+        return y.reshape(b, h, w, s, s, f).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * s, f)
+    column, tap, out = np.ogrid[:w, :k, : w * s]
+    columns = np.float32(tap == s * column - out + pad)  # [W, k, W s]
+    matrix = jnp.einsum("dir,wjo,ijcf->dwcrof", taps, columns, kernel)
+    return _rows(x, matrix.reshape(len(taps), w * c, s * w * s * f), 1, (-low, high), (s, w * s, f))
 
 
-def _conv(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]], formulation: str) -> Array:
-    if _uses_lax(formulation):
-        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+def _rows(x: Array, matrix: Array, stride: int, pads: tuple[int, int], shape: tuple[int, int, int]) -> Array:
+    """Rows of x [B, H, W, C], each with its neighbours, times a matrix [k, W C, N]; `shape` is what N is: rows, W', F."""
+    b, h, w, c = x.shape
+    rows = jnp.pad(x.reshape(b, h, w * c), ((0, 0), pads, (0, 0)))
+    height = (rows.shape[1] - len(matrix)) // stride + 1
+    taps = [rows[:, i : i + (height - 1) * stride + 1 : stride] for i in range(len(matrix))]
+    y = jnp.concatenate(taps, axis=-1) @ matrix.reshape(len(matrix) * w * c, -1)
+    return y.reshape(b, height * shape[0], *shape[1:])
+
+
+def _patches(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) -> Array:
     kh, kw, c, f = kernel.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    out_h, out_w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
-    patches = [
-        x[:, i : i + (out_h - 1) * stride + 1 : stride, j : j + (out_w - 1) * stride + 1 : stride]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(kh * kw * c, f)
+    height, width = ((n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], pads, (kh, kw), strict=True))
+
+    def few(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        taps = [
+            x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(kh * kw * c, f)
+
+    count = math.gcd(len(x), 2 ** int(math.log2(max(1, CACHE // (4 * height * width * kh * kw * c)))))
+    if count == len(x) or jax.device_count() > 1:  # a batch split between devices cannot be taken apart once more
+        return few(x)
+    parts = x.reshape(-1, count, *x.shape[1:])
+    return lax.scan(lambda _, part: (None, jax.checkpoint(few)(part)), None, parts)[1].reshape(len(x), height, width, f)
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -61,10 +100,19 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _uses_lax(formulation: str) -> bool:
-    if formulation not in ("auto", "lax", "matmul"):
-        raise UserError(f"formulation={formulation!r}: must be 'auto', 'lax' or 'matmul'")
-    return formulation == "lax" or (formulation == "auto" and jax.default_backend() != "cpu")
+def formulation_of(formulation: str, width: int, kernel: int, stride: int, features: int) -> str:
+    """What 'auto' stands for: by measurement, see `benchmarks/conv.py`.
+
+    Raises:
+      UserError: no such formulation.
+    """
+    if formulation not in FORMULATIONS:
+        raise UserError(f"formulation={formulation!r}: must be one of {', '.join(FORMULATIONS)}")
+    if formulation != "auto":
+        return formulation
+    if jax.default_backend() != "cpu":
+        return "lax"
+    return "rows" if features * (width - kernel) <= NARROW * (kernel - stride) else "patches"
 
 
 class Conv(nn.Module):

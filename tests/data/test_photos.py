@@ -235,6 +235,7 @@ def test_celeba_as_tfds_prepares_it(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.slow
 def test_real_faces(real_data, tmp_path):
     """The cut between training and test is seeded; pixels are those that PIL gives."""
     path = real_data / "faces64.zip"

@@ -235,7 +235,10 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+LONG = ("ais", "bdmc", "quadrature")  # to compile; what they share with the others is tested by those
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ESTIMATORS])
 def test_estimates_do_not_depend_on_chunk_or_devices(name):
     """Of twelve examples in another order: binarised images, by small methods with batch statistics, or the game's points."""
     kind, whole, in_chunks = ESTIMATORS[name]
@@ -294,6 +297,7 @@ def test_an_infinite_example_is_reported(capsys):
     assert "example 8/8  log-likelihood -inf (1 of 8 examples have no finite value" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_log_likelihoods_of_the_game():
     """Estimators that share nothing but the model agree with log p(x), and bounds of simulated data with its entropy."""
     x = game.points(40)

@@ -133,6 +133,7 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     assert rows["avb"]["difference"]["mean"] == pytest.approx(columns[0] - columns[1])
 
 
+@pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_without_numbers(tmp_path):
     suite = synthetic(**{"optimizer.decoder_rate": 1e30})
     suite = suite._replace(entries={**suite.entries, "good": synthetic().entries["avb"]})

@@ -1,12 +1,14 @@
 """The networks of section 4: what they promise beyond their shapes."""
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avb_jax import networks
+from avb_jax import UserError, networks
+from avb_jax.networks import conv
 from avb_jax.networks.dcgan import layer_sizes
 from avb_jax.networks.resnet import ResidualUnit
 
@@ -153,3 +155,33 @@ def test_pixels_are_centred_and_spread(module):
     black, white = (linear.apply(variables, jnp.full((1, 8, 8), value)) for value in (0.0, 1.0))
     np.testing.assert_allclose(black, -white, rtol=1e-4, atol=1e-6)
     assert np.abs(white).max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "batch", "parts"), [("conv", 12, 3), ("conv_transpose", 12, 3), ("conv", 7, 7)])
+def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkeypatch):
+    """As many as fit, of a power of two that divides the batch: the same values and gradients; in one go on several devices."""
+    function = getattr(conv, name)
+    x, kernel = jax.random.normal(jax.random.key(0), (batch, 5, 6, 2)), jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
+
+    def value_and_gradients(x, kernel):
+        def loss(x, kernel):
+            y = function(x, kernel, 2, "patches")
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+
+    whole = value_and_gradients(x, kernel)
+    of_one = 4 * {"conv": 3 * 3, "conv_transpose": 5 * 6}[name] * 2 * {"conv": 9, "conv_transpose": 4}[name]
+    monkeypatch.setattr(conv, "CACHE", 7 * of_one)
+    assert "scan" not in str(jax.make_jaxpr(lambda *given: value_and_gradients(*given))(x, kernel))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    chex.assert_trees_all_close(whole, value_and_gradients(x, kernel), rtol=1e-5, atol=1e-5)
+    assert f"length={parts}" in str(jax.make_jaxpr(lambda *given: value_and_gradients(*given))(x, kernel))
+
+
+def test_formulations_by_shape():
+    assert conv.formulation_of("auto", 28, 5, 2, 16) == conv.formulation_of("auto", 4, 5, 2, 128) == "rows"
+    assert conv.formulation_of("auto", 32, 3, 1, 16) == conv.formulation_of("auto", 8, 2, 2, 4) == "patches"
+    assert conv.formulation_of("lax", 28, 5, 2, 16) == "lax"
+    with pytest.raises(UserError, match="formulation='fft': must be one of auto, lax, rows, patches"):
+        conv.formulation_of("fft", 28, 5, 2, 16)

@@ -86,6 +86,7 @@ def test_a_block_under_pmap_is_steps_of_over_devices(dataset, sgd):
     np.testing.assert_allclose(info.elbo, np.mean([i.elbo[0] for i in infos]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pmap_checkpoints_are_anyone_s(dataset):
     """The state that pmap gathers has the structure and shapes of one device's."""
     method = small_method("avb", batch_norm=True, ema_decay=0.9)
@@ -94,7 +95,7 @@ def test_pmap_checkpoints_are_anyone_s(dataset):
     assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, many)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+@pytest.mark.parametrize("mode", ["jit", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("pmap", "sharded"))])
 def test_without_seeds_there_is_no_axis_of_them(dataset, mode):
     """And nothing else is different from one seed: bit for bit the same State and Info."""
     method = small_method("avb", batch_norm=True, ema_decay=0.9)
