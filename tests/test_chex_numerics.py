@@ -210,11 +210,10 @@ class ConvTest(chex.TestCase):
     """The formulations of a convolution are one function, gradients too."""
 
     @chex.variants(with_jit=True)
-    @parameterized.product(
-        name=["conv", "conv_transpose"], size=[(7, 4), (8, 8)], kernel=[1, 2, 3, 5], stride=[1, 2, 3], other=["rows", "patches"]
-    )
-    def test_formulations_agree(self, name, size, kernel, stride, other):
+    @parameterized.product(name=["conv", "conv_transpose"], kernel=[1, 2, 3, 5], stride=[1, 2, 3])
+    def test_formulations_agree(self, name, kernel, stride):
         function = {"conv": conv, "conv_transpose": conv_transpose}[name]
+        size = (7, 4) if (kernel + stride) % 2 else (8, 8)
         x = jax.random.normal(jax.random.key(0), (2, *size, 3))
         w = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 4))
 
@@ -225,4 +224,6 @@ class ConvTest(chex.TestCase):
 
             return self.variant(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, w)
 
-        chex.assert_trees_all_close(value_and_gradients("lax"), value_and_gradients(other), rtol=1e-4, atol=1e-4)
+        expected = value_and_gradients("lax")
+        for formulation in ("rows", "patches"):
+            chex.assert_trees_all_close(expected, value_and_gradients(formulation), rtol=1e-4, atol=1e-4)

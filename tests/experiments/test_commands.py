@@ -1,9 +1,11 @@
 """The commands as a user runs them, at tiny size, and what they do with slips."""
 
 import json
+import platform
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,3 +169,13 @@ def test_flags_in_any_order():
         "--config.seed=1",
     ]
     assert launch.config_first(["program", "--config.seed=1"]) == ["program", "--config.seed=1"]
+
+
+def test_compiled_programs_are_kept_by_host_unless_jax_is_told_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for given, expected in (("there", None), (None, str(tmp_path / "avb_jax" / "programs" / platform.node()))):
+        changed = {}
+        config = SimpleNamespace(jax_compilation_cache_dir=given, update=changed.__setitem__)
+        monkeypatch.setattr(launch, "jax", SimpleNamespace(config=config))
+        launch.keep_programs()
+        assert changed.get("jax_compilation_cache_dir") == expected
