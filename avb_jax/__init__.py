@@ -12,6 +12,9 @@ from avb_jax.methods.aae import aae  # noqa: E402
 from avb_jax.methods.avb import avb  # noqa: E402
 from avb_jax.methods.bigan import bigan  # noqa: E402
 from avb_jax.methods.gan import gan  # noqa: E402
+from avb_jax.methods.iwhvi import iwhvi  # noqa: E402
+from avb_jax.methods.sivi import sivi  # noqa: E402
+from avb_jax.methods.uivi import uivi  # noqa: E402
 from avb_jax.methods.vae import vae  # noqa: E402
 from avb_jax.methods.vaegan import vaegan  # noqa: E402
 from avb_jax.network import Network  # noqa: E402
@@ -54,10 +57,13 @@ __all__ = [
     "evaluation",
     "fit",
     "gan",
+    "iwhvi",
     "load",
     "networks",
+    "sivi",
     "training",
     "transforms",
+    "uivi",
     "vae",
     "vaegan",
 ]

@@ -27,6 +27,8 @@ ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "sil
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("none", "adaptive")
+ENCODERS = ("black_box", "semi_implicit")
+ADVERSARIES = ("inner_product", "joint")
 DIVERGENCES = {
     "jensen_shannon": divergences.jensen_shannon,
     "kl": divergences.kl,
@@ -185,7 +187,9 @@ def _computing(config, network: nn.Module) -> nn.Module | Network:
 def _avb(config, parts: Parts) -> Method:
     options, adaptive = config.contrast, config.contrast.kind == "adaptive"
     encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
-    if adaptive and options.bases:
+    if config.encoder.kind == "semi_implicit":
+        encoder, noise_dim = _semi_implicit(config, parts)
+    elif adaptive and options.bases:
         encoder = networks.MomentEncoder(
             parts.trunk,
             config.latent_dim,
@@ -207,6 +211,61 @@ def _avb(config, parts: Parts) -> Method:
         noise_draws=config.noise_draws,
         **_kl_weight(config),
         **_of_adversary(config),
+        **_shared(config),
+    )
+
+
+def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
+    """The encoder, and how much noise it takes."""
+    options = config.encoder
+    encoder = networks.SemiImplicitEncoder(
+        parts.trunk,
+        config.latent_dim,
+        tuple(options.widths),
+        _activation(config),
+        config.network.head_scale,
+        options.smallest_std,
+    )
+    return encoder, config.latent_dim + config.noise_dim
+
+
+def _sivi(config, parts: Parts) -> Method:
+    encoder, noise_dim = _semi_implicit(config, parts)
+    return avb_jax.sivi(
+        _computing(config, encoder),
+        parts.decoder,
+        likelihood=parts.likelihood,
+        noise_dim=noise_dim,
+        inner_draws=config.inner_draws,
+        **_kl_weight(config),
+        **_shared(config),
+    )
+
+
+def _uivi(config, parts: Parts) -> Method:
+    encoder, noise_dim = _semi_implicit(config, parts)
+    return avb_jax.uivi(
+        _computing(config, encoder),
+        parts.decoder,
+        likelihood=parts.likelihood,
+        noise_dim=noise_dim,
+        **config.hmc,
+        **_kl_weight(config),
+        **_shared(config),
+    )
+
+
+def _iwhvi(config, parts: Parts) -> Method:
+    encoder, noise_dim = _semi_implicit(config, parts)
+    reverse = networks.ReverseModel(parts.trunk, noise_dim, tuple(config.encoder.widths), _activation(config))
+    return avb_jax.iwhvi(
+        _computing(config, encoder),
+        parts.decoder,
+        _computing(config, reverse),
+        likelihood=parts.likelihood,
+        noise_dim=noise_dim,
+        inner_draws=config.inner_draws,
+        **_kl_weight(config),
         **_shared(config),
     )
 
@@ -270,7 +329,17 @@ def _vaegan(config, parts: Parts) -> Method:
     )
 
 
-METHODS = {"avb": _avb, "vae": _vae, "aae": _aae, "bigan": _bigan, "gan": _gan, "vaegan": _vaegan}
+METHODS = {
+    "avb": _avb,
+    "vae": _vae,
+    "sivi": _sivi,
+    "uivi": _uivi,
+    "iwhvi": _iwhvi,
+    "aae": _aae,
+    "bigan": _bigan,
+    "gan": _gan,
+    "vaegan": _vaegan,
+}
 
 
 def _gaussian(config, parts: Parts) -> nn.Module | Network:
@@ -295,9 +364,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     options = config.contrast
     _pick("contrast.kind", options.kind, CONTRASTS)
     _pick("posterior.kind", config.posterior.kind, POSTERIORS)
+    _pick("encoder.kind", config.encoder.kind, ENCODERS)
     for field, value, holds, remedy in (
         ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
+        ("encoder.smallest_std", config.encoder.smallest_std, config.encoder.smallest_std >= 0, "at least 0"),
         ("posterior.flows", config.posterior.flows, config.posterior.flows >= 1, "at least 1"),
         ("network.head_scale", config.network.head_scale, config.network.head_scale > 0, "positive"),
     ):
@@ -305,10 +376,14 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{field}={value!r}: must be {remedy}")
 
 
-def _inner_product(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
-    z_net = networks.MLP(z_widths, _activation(config))
+def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
+    """An adversary of (x, z)."""
+    activation, features = _activation(config), config.network.adversary_features
+    z_net = networks.MLP(z_widths, activation)
+    if _pick("network.adversary", config.network.adversary, ADVERSARIES) == "joint":
+        return networks.JointAdversary(x_net, z_net, features, (features, features), activation=activation)
     adaptive = config.contrast.kind == "adaptive"
-    return networks.InnerProductAdversary(x_net, z_net, config.network.adversary_features, starts_at_zero=adaptive)
+    return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=adaptive)
 
 
 def _mlp(config, x_shape, parameters):
@@ -317,7 +392,7 @@ def _mlp(config, x_shape, parameters):
     def trunk() -> networks.MLP:
         return networks.MLP(widths, activation, rank)
 
-    pairs = _inner_product(config, trunk(), widths)
+    pairs = _pairs(config, trunk(), widths)
     decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
     latents = networks.LatentAdversary(widths, activation)
     return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
@@ -339,7 +414,7 @@ def _conv(config, x_shape, parameters):
         options.decoder_batch_norm,
         axis_name=axis,
     )
-    pairs, latents = _inner_product(config, trunk(), z_widths), networks.LatentAdversary(z_widths, activation)
+    pairs, latents = _pairs(config, trunk(), z_widths), networks.LatentAdversary(z_widths, activation)
     return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
 
 
@@ -366,8 +441,8 @@ def _resnet(config, x_shape, parameters):
 
 FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
 FAMILY_FIELDS = {
-    "mlp": ("widths", "adversary_features"),
-    "conv": ("channels", "kernel_size", "z_widths", "adversary_features"),
+    "mlp": ("widths", "adversary", "adversary_features"),
+    "conv": ("channels", "kernel_size", "z_widths", "adversary", "adversary_features"),
     "resnet": ("units", "adversary_channels", "adversary_kernel_size", "adversary_widths"),
 }
 

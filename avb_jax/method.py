@@ -23,6 +23,7 @@ class Method(NamedTuple):
     elbo: Callable | None = None  # (key, state, x) -> Terms, per example, in evaluation mode
     adversary: Callable | None = None  # (key, state, x, draws=1) -> AdversaryTerms, per example
     fresh_adversary: Callable | None = None  # (optimizer, state) -> a Method that trains a new T on the frozen players
+    semi_implicit: bool = False  # whether `encode` gives z's moments given the rest of the encoder's noise
 
 
 def identity(tree):

@@ -27,6 +27,7 @@ class Network(NamedTuple):
     apply: Callable[..., tuple[Any, dict]]  # (variables, *inputs, train=) -> (output, the collections after it)
     shares_x: bool = False
     name: str = "network"  # for messages
+    semi_implicit: bool = False  # an encoder whose `Posterior` has conditional moments
 
 
 def as_network(network: Any) -> Network | None:
@@ -46,7 +47,7 @@ def as_network(network: Any) -> Network | None:
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A Linen module; one whose `__call__` takes `train` is called with it, and one that has `shares_x = True` shares x.
+    """A Linen module; one whose `__call__` takes `train` is called with it; `shares_x` and `semi_implicit` are its attributes.
 
     Collections other than params, such as batch statistics, change in training alone.
     """
@@ -62,7 +63,8 @@ def from_linen(module: nn.Module) -> Network:
     def init(key: Array, *inputs: Array) -> dict:
         return dict(module.init(key, *inputs, **({"train": False} if takes_train else {})))
 
-    return Network(init, apply, getattr(module, "shares_x", False), type(module).__name__)
+    shares_x, semi_implicit = (getattr(module, name, False) for name in ("shares_x", "semi_implicit"))
+    return Network(init, apply, shares_x, type(module).__name__, semi_implicit)
 
 
 def from_nnx(make: Callable, *, shares_x: bool = False) -> Network:

@@ -39,12 +39,15 @@ def encode(
             _check_shape("encoder's moments", moment, (x.shape[0], latent_dim))
     if posterior.gaussian and (posterior.mean is None or posterior.std is None):
         raise UserError("encoder: Posterior(gaussian=True) without mean and std; give both, of N(mean, diag std^2)")
+    for moment in posterior.conditional or ():
+        _check_shape("encoder's conditional moments", moment, (*noise.shape[:-1], latent_dim))
     if posterior.log_q is not None:
         _check_shape("encoder's log_q", posterior.log_q, noise.shape[:-1])
     if separate:  # an example's moments are the same at each of its draws
         mean, std = (None if a is None else a.reshape(shape)[0] for a in (posterior.mean, posterior.std))
         log_q = None if posterior.log_q is None else posterior.log_q.reshape(shape[:-1])
-        posterior = posterior.replace(z=posterior.z.reshape(shape), mean=mean, std=std, log_q=log_q)
+        conditional = None if posterior.conditional is None else tuple(a.reshape(shape) for a in posterior.conditional)
+        posterior = posterior.replace(z=posterior.z.reshape(shape), mean=mean, std=std, log_q=log_q, conditional=conditional)
     return posterior, collections
 
 

@@ -37,6 +37,7 @@ class Posterior:
     std: Array | None = None  # [B, Z]
     log_q: Array | None = None  # [..., B] log q(z|x), nats; with auxiliary variables an upper bound on it, on average
     gaussian: bool = struct.field(pytree_node=False, default=False)  # whether q(.|x) is N(mean, diag std^2), and no other
+    conditional: tuple[Array, Array] | None = None  # [..., B, Z] each: z is N(mean, diag std^2) given the rest of its noise
 
 
 class AdversaryOutput(NamedTuple):

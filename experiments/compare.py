@@ -27,7 +27,7 @@ from experiments.configs import evaluate as evaluation_config
 from experiments.suites import SUITES, Suite
 
 PILOT_BLOCKS = 4  # of a training whose speed gives the steps that --seconds stands for
-CODES_SHOWN = 500  # codes per panel of latents
+CODES_SHOWN, EXAMPLES_SHOWN = 500, 5000  # codes per panel of latents: of each of a few examples, or one of each of many
 
 
 def compare(
@@ -61,7 +61,7 @@ def compare(
             raise UserError(f"--methods={name}: must be among {', '.join(suite.entries)}")
     if steps and seconds:
         raise UserError(f"--steps={steps}, --seconds={seconds}: give one budget, not both")
-    rows, per_example, panels_of, likelihood = {}, {}, {}, ("log_likelihood", "ais")
+    rows, per_example, panels_of = {}, {}, {}
     for name in names:
         print(f"\n== {name}", flush=True)
         entry, folder_of_run = suite.entries[name], folder / name
@@ -95,8 +95,8 @@ def compare(
         found = {**found, **report.to_json()}
         rows[name] |= {"minutes": minutes(folder_of_run, method_name), "under_t": run.method.adversary is not None}
         rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
-        if likelihood in report:
-            per_example[name] = report[likelihood].per_example
+        if suite.paired in report:
+            per_example[name] = report[suite.paired].per_example
         panels_of[name] = panels(run.method, of_seed(state, 0), run.data)
     reference = per_example.get(suite.reference)
     for name, values in per_example.items():
@@ -176,18 +176,25 @@ def _cell(number: dict, signed: bool = False) -> str:
     return cell(Estimate(mean, errors[0], [], None, errors[1], None, "", None), signed)
 
 
-def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray]:
-    """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [points, draws, 2]."""
+def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | list[np.ndarray]]:
+    """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [N, 2] by data point or class."""
     found = {"samples": grids.tile(*grids.grid("samples", method, state, data))}
     if method.encode is None:
         return found
     found["reconstructions"] = grids.tile(*grids.grid("reconstructions", method, state, data))
     if method.prior.event_shape[0] == 2:
-        test = data.test[:CODES_SHOWN]
-        few = len(test) <= len(plots.COLOURS)
+        found["latent plane"] = grids.tile(*grids.grid("latent_plane", method, state, data))
+        few = len(data.test) <= len(plots.COLOURS)
+        test = data.test if few else data.test[:EXAMPLES_SHOWN]
         key, x = stream(jax.random.key(0), "panels"), data.prepare(stream(jax.random.key(0), "pixels"), test)
-        z = method.encode(key, state, x, CODES_SHOWN if few else 1).z
-        found["latent space"] = np.asarray(z.swapaxes(0, 1) if few else z.reshape(1, -1, 2))
+        z = np.asarray(method.encode(key, state, x, CODES_SHOWN if few else 1).z)  # [draws, examples, 2]
+        if few:
+            found["latent space"] = list(z.swapaxes(0, 1))
+        elif data.test_labels is None:
+            found["latent space"] = [z[0]]
+        else:
+            labels = data.test_labels[: len(test)]
+            found["latent space"] = [z[0][labels == label] for label in np.unique(labels)]
     return found
 
 

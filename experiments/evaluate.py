@@ -32,8 +32,14 @@ LABELS = {
     "width_bdmc": "  simulated data: width of this sandwich",
     "log_likelihood_importance": "log p(x), importance sampling (bound)",
     "effective_sample_size_importance": "  effective sample size",
+    "pareto_k_importance": "  Pareto k of its weights: at most 0.7 where it can be trusted",
     "elbo_density": "ELBO",
     "elbo_adversary": "ELBO under T: an estimate, no bound",
+    "elbo_lower_semi_implicit": "ELBO, without T: from below",
+    "elbo_upper_semi_implicit": "  from above",
+    "elbo_width_semi_implicit": "  width of this sandwich",
+    "kl_lower_semi_implicit": "  KL(q(z|x), p(z)): from below",
+    "kl_upper_semi_implicit": "  KL(q(z|x), p(z)): from above",
     "reconstruction_error_density": "  reconstruction error",
     "reconstruction_error_adversary": "  reconstruction error",
     "kl_density": "  KL(q(z|x), p(z))",
@@ -107,6 +113,7 @@ def estimators(options: ml_collections.ConfigDict) -> dict[str, Estimator]:
     """
     kinds = {
         "elbo": evaluation.ELBO,
+        "semi_implicit": evaluation.SemiImplicit,
         "optimality": evaluation.Optimality,
         "knn": evaluation.KNN,
         "moments": evaluation.Moments,

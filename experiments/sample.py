@@ -1,6 +1,6 @@
 """A figure of images from any run.
 
-python -m experiments.sample --workdir=RUN --figure=samples|reconstructions|interpolation|neighbours [--out=PNG]
+python -m experiments.sample --workdir=RUN --figure=samples|reconstructions|interpolation|neighbours|latent_plane [--out=PNG]
 """
 
 import pathlib

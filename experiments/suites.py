@@ -35,6 +35,7 @@ class Suite(NamedTuple):
     estimators: tuple[str, ...] = ()  # of experiments.evaluate, for the methods that have what it takes
     evaluation: Mapping = {}  # fields of experiments/configs/evaluate.py
     reference: str = "vae"  # the entry that likelihoods are paired with
+    paired: tuple[str, str] = ("log_likelihood", "ais")  # by which estimator these are
 
 
 ADAPTIVE = {
@@ -53,6 +54,9 @@ METHODS = {
     "iaf": {"method": "vae", "posterior.kind": "iaf"},
     "realnvp": {"method": "vae", "posterior.kind": "realnvp"},
     "auxiliary": {"method": "vae", "posterior.kind": "auxiliary"},
+    "sivi": {"method": "sivi"},
+    "uivi": {"method": "uivi"},
+    "iwhvi": {"method": "iwhvi"},
     "aae": {"method": "aae"},
     "bigan": {"method": "bigan", "network.minus_log_prior": False},
     "gan": {"method": "gan"},
@@ -78,6 +82,16 @@ MNIST = {
     "avb8_ac": Entry(variant="avb8_ac", published=-89.6),
     "avb8": Entry(variant="avb8", published=-91.2),
     "vae8": Entry(variant="vae8", published=-90.9),
+}
+
+# Two latents, the same decoder, and posteriors of growing freedom.
+MNIST2 = {
+    "vae": {"method": "vae"},
+    "iaf": {"method": "vae", "posterior.kind": "iaf"},
+    "sivi": {"method": "sivi"},
+    "uivi": {"method": "uivi"},
+    "iwhvi": {"method": "iwhvi"},
+    "avb": {"method": "avb"},
 }
 
 SUITES = {
@@ -129,6 +143,24 @@ SUITES = {
         {},
         ("elbo", "importance", "bdmc", "ais"),
         {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250, "ais.chunk": 20, "elbo.images": 2000},
+    ),
+    "mnist2": Suite(
+        mnist.main,
+        mnist_config.get_config,
+        {name: Entry(fields, "latent2") for name, fields in MNIST2.items()},
+        tuple(MNIST2),
+        {
+            "log_likelihood_quadrature": "log p(x), exact",
+            "elbo_lower_semi_implicit": "ELBO, from below",
+            "elbo_upper_semi_implicit": "from above",
+            "elbo": "ELBO",
+            "kl": "KL(q(z\\|x), p(z))",
+            "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
+        },
+        {},
+        ("quadrature", "semi_implicit"),
+        {"quadrature.images": 1000, "semi_implicit.images": 1000, "semi_implicit.inner": 2000},
+        paired=("log_likelihood", "quadrature"),
     ),
     "faces": Suite(
         celeba.main,

@@ -12,6 +12,7 @@ ORDER = [
     "streams",
     "network",
     "distributions",
+    "semi_implicit",
     "divergences",
     "players",
     "contrast",

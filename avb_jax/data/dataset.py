@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     binarize: str = "none"  # see `to_pixels`
     name: str = "arrays"
     flip: bool = False  # whether each training example is mirrored, left and right, half of the times
+    test_labels: np.ndarray | None = None  # [len(test)] classes, where they are known: for figures, no method sees them
 
     @property
     def x_shape(self) -> tuple[int, ...]:

@@ -38,6 +38,21 @@ def read(path: pathlib.Path) -> np.ndarray:
     return np.frombuffer(content, dtype, offset=header).reshape(shape)
 
 
+def read_labels(directory: pathlib.Path, split: str) -> np.ndarray | None:
+    """The classes [N] uint8 of a split, from `<split>-labels-idx1-ubyte[.gz]`; None where there is no such file.
+
+    Raises:
+      UserError: the file does not hold labels.
+    """
+    found = _find(directory, f"{split}-labels-idx1-ubyte")
+    if found is None:
+        return None
+    labels = read(found)
+    if labels.ndim != 1 or labels.dtype != np.uint8:
+        raise UserError(f"{found}: {labels.dtype} of shape {labels.shape}, expected uint8 labels [N]")
+    return labels
+
+
 def read_images(directory: pathlib.Path, split: str) -> np.ndarray:
     """The images [N, H, W] uint8 of a split, 'train' or 't10k', from `<split>-images-idx3-ubyte[.gz]`.
 
@@ -45,11 +60,15 @@ def read_images(directory: pathlib.Path, split: str) -> np.ndarray:
       UserError: no such file, or it does not hold images.
     """
     stem = f"{split}-images-idx3-ubyte"
-    paths = [directory / name for name in (stem, f"{stem}.gz", stem.replace("-idx3", ".idx3"))]
-    found = next((path for path in paths if path.is_file()), None)
+    found = _find(directory, stem)
     if found is None:
         raise UserError(f"data.dir={str(directory)!r}: holds no {stem}[.gz]; give the folder with the four MNIST IDX files")
     images = read(found)
     if images.ndim != 3 or images.dtype != np.uint8:
         raise UserError(f"{found}: {images.dtype} of shape {images.shape}, expected uint8 images [N, H, W]")
     return images
+
+
+def _find(directory: pathlib.Path, stem: str) -> pathlib.Path | None:
+    paths = [directory / name for name in (stem, f"{stem}.gz", stem.replace("-idx", ".idx"))]
+    return next((path for path in paths if path.is_file()), None)

@@ -21,9 +21,11 @@ def digits(directory: str, binarize: str) -> Dataset:
     del directory
     import sklearn.datasets
 
-    images = (sklearn.datasets.load_digits().images / 16.0).astype(np.float32)
+    loaded = sklearn.datasets.load_digits()
+    images = (loaded.images / 16.0).astype(np.float32)
     held_out = np.arange(len(images)) % 6 == 5
-    return from_arrays(images[~held_out], images[held_out], binarize, "digits")
+    dataset = from_arrays(images[~held_out], images[held_out], binarize, "digits")
+    return dataset._replace(test_labels=loaded.target[held_out])
 
 
 def mnist(directory: str, binarize: str) -> Dataset:
@@ -33,7 +35,13 @@ def mnist(directory: str, binarize: str) -> Dataset:
     path = pathlib.Path(directory).expanduser()
     if not path.is_dir():
         raise UserError(f"data.dir={directory!r}: no such folder; give the one with the four MNIST IDX files")
-    return from_arrays(idx.read_images(path, "train"), idx.read_images(path, "t10k"), binarize, "mnist")
+    dataset = from_arrays(idx.read_images(path, "train"), idx.read_images(path, "t10k"), binarize, "mnist")
+    labels = idx.read_labels(path, "t10k")
+    if labels is not None and len(labels) != len(dataset.test):
+        raise UserError(
+            f"data.dir={directory!r}: {len(labels):,} test labels for {len(dataset.test):,} images; download them again"
+        )
+    return dataset._replace(test_labels=labels)
 
 
 def _from_tfds(name: str):

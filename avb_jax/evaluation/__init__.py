@@ -12,6 +12,7 @@ from avb_jax.evaluation.quadrature import Quadrature
 from avb_jax.evaluation.report import Report
 from avb_jax.evaluation.run import evaluate
 from avb_jax.evaluation.samples import ImageQuality, ReconstructionError, SampleDistance
+from avb_jax.evaluation.semi_implicit import SemiImplicit
 
 __all__ = [
     "AIS",
@@ -28,5 +29,6 @@ __all__ = [
     "ReconstructionError",
     "Report",
     "SampleDistance",
+    "SemiImplicit",
     "evaluate",
 ]

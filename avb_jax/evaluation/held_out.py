@@ -1,4 +1,4 @@
-"""A look at held-out examples while a method trains: the ELBO under T and a bound that does not use T."""
+"""A look at held-out examples while a method trains: the ELBO under T, and bounds that do not use T."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from avb_jax.data.dataset import Dataset
 from avb_jax.evaluation.elbo import ELBO
 from avb_jax.evaluation.importance import ImportanceSampling
+from avb_jax.evaluation.semi_implicit import SemiImplicit
 from avb_jax.method import Method
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import Callback, Run, short
@@ -15,6 +16,7 @@ from avb_jax.types import Array, State
 
 SAMPLES = 128  # of importance sampling, per example
 ESTIMATORS = ELBO(draws=4, chunk=16), ImportanceSampling(samples=SAMPLES, chunk=2)
+BOUNDS = SemiImplicit(draws=4, inner=1000, chunk=2)  # of q's own ELBO, where the encoder is semi-implicit
 
 
 class Comparison(NamedTuple):
@@ -25,6 +27,14 @@ class Comparison(NamedTuple):
     excess: float  # elbo - log_likelihood
     excess_error: float  # its standard error over the examples
     effective_sample_size: float  # of SAMPLES
+    elbo_lower: float | None = None  # of a semi-implicit q's ELBO, without T: from below
+    elbo_upper: float | None = None  # and from above
+    above_upper_error: float | None = None  # standard error over the examples of elbo - elbo_upper
+
+    @property
+    def above_its_bounds(self) -> bool:
+        """Whether the ELBO under T stands more than half a nat, and three standard errors, above q's own ELBO: T is wrong."""
+        return self.elbo_upper is not None and self.elbo - self.elbo_upper > max(0.5, 3.0 * self.above_upper_error)
 
     @property
     def inconsistent(self) -> bool:
@@ -36,27 +46,35 @@ class Comparison(NamedTuple):
 
 
 def estimates(method: Method, binarize: str, key: Array, state: State, images: Array) -> tuple:
-    """Both estimates per example; pure."""
+    """What each estimator finds per example; pure."""
     numbers = jax.numpy.arange(len(images))
-    return tuple(estimator.over(method, key, state, images, numbers, binarize) for estimator in ESTIMATORS)
+    estimators = (*ESTIMATORS, BOUNDS) if method.semi_implicit else ESTIMATORS
+    return tuple(estimator.over(method, key, state, images, numbers, binarize) for estimator in estimators)
 
 
 def summarise(estimates: tuple) -> Comparison:
     """The means, from what `estimates` returns."""
-    terms, bound = jax.device_get(estimates)
+    terms, bound, *of_q = jax.device_get(estimates)
     difference = terms.elbo - bound.log_likelihood
-    error = np.std(difference, ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+
+    def error(values: np.ndarray) -> float:
+        return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+    ends = [(q.elbo_lower.mean(), q.elbo_upper.mean(), error(terms.elbo - q.elbo_upper)) for q in of_q]
     return Comparison(
         float(terms.elbo.mean()),
         float(bound.log_likelihood.mean()),
         float(difference.mean()),
-        float(error),
+        error(difference),
         float(bound.effective_sample_size.mean()),
+        *(float(end) for one in ends for end in one),
     )
 
 
 class HeldOut(Callback):
-    """At each checkpoint compares the ELBO under T with a bound that does not use T, and warns where they contradict.
+    """At each checkpoint compares the ELBO under T with bounds that do not use T, and warns where they contradict.
+
+    With a bound on log p(x), and where the encoder is semi-implicit with both bounds on q's own ELBO.
 
     It does so where there are held-out examples, and a method with a T, an ELBO and a likelihood; the same draws each time make
     the numbers of two steps comparable.
@@ -80,14 +98,25 @@ class HeldOut(Callback):
         if self._images is None or step >= self.run.steps:
             return
         found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
-        numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in Comparison._fields}
+        fields = [field for field in Comparison._fields if getattr(found[0], field) is not None]
+        numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in fields}
         self.run.record(step, numbers)
         elbo, bound = (short(numbers[f"held_out_{field}"].mean()) for field in ("elbo", "log_likelihood"))
         if not self._quiet:
-            self.run.note(f"step {step}, held out: ELBO under T {elbo}, log p(x) by importance sampling at least {bound}")
+            of_q = ""
+            if "elbo_upper" in fields:
+                ends = (short(numbers[f"held_out_elbo_{end}"].mean()) for end in ("lower", "upper"))
+                of_q = " (without T: from {} to {})".format(*ends)
+            self.run.note(f"step {step}, held out: ELBO under T {elbo}{of_q}, log p(x) by importance sampling at least {bound}")
         for seed, one in enumerate(found):
-            if one.inconsistent:
-                which = f" (seed number {seed})" if len(found) > 1 else ""
+            which = f" (seed number {seed})" if len(found) > 1 else ""
+            if one.above_its_bounds:
+                self.run.note(
+                    f"warning: the ELBO under T stands {one.elbo - one.elbo_upper:.1f} +- {one.above_upper_error:.1f} nats "
+                    f"above what q's own can be{which}: T is behind the encoder. Lower the encoder's rate, raise "
+                    "adversary_steps, noise_draws or encoder.smallest_std"
+                )
+            elif one.inconsistent:
                 self.run.note(
                     f"warning: the ELBO under T stands {one.excess:.1f} +- {one.excess_error:.1f} nats above that "
                     f"bound{which}: T is behind the encoder, or the bound is loose (effective sample size "

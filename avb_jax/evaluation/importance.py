@@ -5,10 +5,11 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avb_jax.evaluation import proposal
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
-from avb_jax.evaluation.examples import sum_up
+from avb_jax.evaluation.examples import pareto_k, sum_up
 from avb_jax.method import Method
 from avb_jax.types import Array, State
 
@@ -19,17 +20,18 @@ class ImportanceEstimate(NamedTuple):
     log_likelihood: Array  # [N] log-mean weight, nats: a stochastic lower bound on log p(x) (Burda et al. 2016)
     standard_error: Array  # [N] of log_likelihood, nats; too small where the effective sample size is
     effective_sample_size: Array  # [N] in [1, samples]; near 1 the bound is loose
+    pareto_k: Array  # [N] of the weights' tail; over 0.7 the standard error cannot be trusted
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceSampling(Estimator):
-    """Bounds log p(x) of each example from below with a Gaussian proposal fitted to the encoder's draws.
+    """Bounds log p(x) of each example from below with a proposal that comes of the encoder's draws.
 
     The bound holds whatever the proposal, and is tight where the proposal covers the posterior.
 
     Attributes:
       samples: importance samples per example.
-      initial: 'encoder' or 'prior', see `proposal.proposal`.
+      initial: 'encoder', 'prior' or 'semi_implicit', see `proposal.proposal`.
       fit_draws: draws that the proposal is fitted to.
       inflation: of the proposal's standard deviation, to cover the tails.
 
@@ -60,13 +62,17 @@ class ImportanceSampling(Estimator):
         start = proposal.proposal(fit_key, state, method, x, self.initial, self.fit_draws, self.inflation)
         z = start.sample(sample_key, (self.samples,))
         log_joint = method.log_joint(state, jnp.broadcast_to(x, (self.samples, *x.shape)), z)
-        return ImportanceEstimate(*sum_up(log_joint - start.log_prob(z)))
+        log_weight = log_joint - start.log_prob(z)
+        return ImportanceEstimate(*sum_up(log_weight), pareto_k(log_weight))
 
     def numbers(self, subject, found: ImportanceEstimate) -> dict[tuple[str, str], Number]:
-        return {
+        numbers = {
             ("log_likelihood", self.name): mean(found.log_likelihood, found.standard_error),
             ("effective_sample_size", self.name): mean(found.effective_sample_size),
         }
+        if not np.isnan(found.pareto_k).all():  # as it is of few weights
+            numbers["pareto_k", self.name] = mean(found.pareto_k)
+        return numbers
 
     def describe(self, found: ImportanceEstimate) -> str:
         return so_far("log-likelihood", found.log_likelihood)

@@ -1,13 +1,14 @@
-"""Where sampling estimators start: the prior, or a Gaussian fitted to the encoder's draws."""
+"""Where sampling estimators start: the prior, a Gaussian fitted to the encoder's draws, or the encoder's own components."""
 
 import jax.numpy as jnp
-from numpyro.distributions import Distribution, Independent, constraints
+from numpyro.distributions import Categorical, Distribution, Independent, MixtureSameFamily, constraints
 
 from avb_jax.distributions import normal
 from avb_jax.method import Method
 from avb_jax.types import Array, State, UserError
 
-INITIAL = ("encoder", "prior")
+INITIAL = ("encoder", "prior", "semi_implicit")
+BROAD = 0.1  # share of the Gaussian of q's moments next to a semi-implicit q's own components
 SMALLEST_STD = 1e-4  # an encoder that ignores its noise would leave a proposal without a density
 
 
@@ -33,25 +34,32 @@ def proposal(key: Array, state: State, method: Method, x: Array, initial: str, d
       state: one run's, without a leading axis of seeds.
       method: with a prior, and for 'encoder' an encoder.
       x: one example.
-      initial: 'prior', or 'encoder' for a Gaussian with the moments of q(z|x): those that the encoder gives, or else those of
-        some draws. An implicit q(z|x) has no density of its own to weigh by.
-      draws: of z that moments are taken from.
+      initial: 'prior'; 'encoder' for a Gaussian with the moments of q(z|x): those that the encoder gives, or else those of
+        some draws; or 'semi_implicit' for a mixture of a semi-implicit encoder's conditionals at some draws of its noise, and
+        for a tenth that Gaussian. An implicit q(z|x) has no density of its own to weigh by.
+      draws: of z that moments are taken from; of noise that the mixture has a component of each of.
       inflation: of the standard deviation, since a proposal narrower than the posterior gives weights of unbounded variance.
 
     Raises:
-      UserError: 'encoder' where the prior does not cover all vectors, as a Gaussian does.
+      UserError: not 'prior' where the prior does not cover all vectors, as a Gaussian does.
     """
     if initial == "prior":
         return method.prior
     if lacking := lacks_all_vectors(method.prior):
-        raise UserError(f"initial='encoder': fits a Gaussian, but {method.name} {lacking}")
+        raise UserError(f"initial={initial!r}: fits a Gaussian, but {method.name} {lacking}")
     posterior = method.encode(key, state, x[None], draws)
     if posterior.mean is not None and posterior.std is not None:
         mean, std = posterior.mean[0], posterior.std[0]
     else:
         z = posterior.z[:, 0]
         mean, std = z.mean(axis=0), z.std(axis=0, ddof=1)
-    return normal(mean, jnp.maximum(inflation * std, SMALLEST_STD))
+    std = jnp.maximum(inflation * std, SMALLEST_STD)
+    if initial == "encoder":
+        return normal(mean, std)
+    means, stds = (moment[:, 0] for moment in posterior.conditional)
+    components = normal(jnp.concatenate([means, mean[None]]), jnp.concatenate([inflation * stds, std[None]]))
+    shares = jnp.append(jnp.full(draws, (1.0 - BROAD) / draws), BROAD)
+    return MixtureSameFamily(Categorical(probs=shares), components)
 
 
 def lacks(initial: str, method: Method) -> str:
@@ -60,6 +68,8 @@ def lacks(initial: str, method: Method) -> str:
         return "has no prior to start from" if method.prior is None else ""
     if method.encode is None:
         return "has no encoder to fit a proposal to; use initial='prior'"
+    if initial == "semi_implicit" and not method.semi_implicit:
+        return "has no encoder that is semi-implicit; use initial='encoder'"
     return lacks_all_vectors(method.prior)
 
 

@@ -29,7 +29,7 @@ from avb_jax.types import Array, PyTree, State, UserError
 
 AXIS = "devices"
 SECONDS_BETWEEN_REPORTS = 2.0
-VERSION = 3  # of kept results: raised when an estimator gives other numbers for the same settings
+VERSION = 4  # of kept results: raised when an estimator gives other numbers for the same settings
 
 
 def evaluate(

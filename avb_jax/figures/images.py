@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from scipy.special import ndtri
 
 from avb_jax.data.dataset import Dataset, to_pixels
 from avb_jax.evaluation.samples import as_pixels
@@ -24,6 +25,7 @@ PAIRS = 50  # reconstructions
 INTERPOLATIONS = 10
 NEIGHBOURS = 5
 BLOCK = 2048  # training images compared at once
+PLANE = 15  # images along each side of the latent plane
 SMALLEST = 640  # pixels across that small grids are enlarged to
 
 
@@ -83,11 +85,20 @@ def neighbours(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     return Grid(rows.reshape(-1, *drawn.shape[1:]), 1 + where.shape[1])
 
 
+def latent_plane(key: Array, method: Method, state: State, data: Dataset) -> Grid:
+    """Mean images of p(x|z) over the plane of two latents, z_1 to the right and z_2 upwards, at quantiles of N(0, 1)."""
+    del key, data
+    levels = ndtri(np.linspace(0.02, 0.98, PLANE))
+    z = np.stack(np.meshgrid(levels, levels[::-1]), axis=-1).reshape(-1, 2).astype(np.float32)
+    return Grid(np.asarray(_decode(method, state, z)), PLANE)
+
+
 FIGURES: dict[str, Callable] = {
     "samples": samples,
     "reconstructions": reconstructions,
     "interpolation": interpolation,
     "neighbours": neighbours,
+    "latent_plane": latent_plane,
 }
 OF_CODES = ("reconstructions", "interpolation")
 
@@ -96,12 +107,14 @@ def grid(figure: str, method: Method, state: State, data: Dataset, seed: int = 0
     """One of `FIGURES` of a run, whose State has no axis of seeds.
 
     Raises:
-      UserError: no such figure, or one of codes and a method without an encoder.
+      UserError: no such figure, one of codes and a method without an encoder, or one of a plane and other than two latents.
     """
     if figure not in FIGURES:
         raise UserError(f"figure={figure!r}: must be one of {', '.join(FIGURES)}")
     if figure in OF_CODES and method.encode is None:
         raise UserError(f"figure={figure!r}: {method.name} has no encoder; take samples or neighbours")
+    if figure == "latent_plane" and method.prior.event_shape != (2,):
+        raise UserError(f"figure='latent_plane': {method.name} has {method.prior.event_shape[0]} latents; it takes two")
     return FIGURES[figure](stream(jax.random.key(seed), figure), method, state, data)
 
 

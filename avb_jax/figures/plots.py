@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
@@ -103,12 +104,12 @@ def latent_activity(activity: np.ndarray, variance: np.ndarray, threshold: float
     return figure
 
 
-def comparison(methods: dict[str, dict[str, np.ndarray]], columns: int = 6) -> Figure:
+def comparison(methods: dict[str, dict[str, np.ndarray | list[np.ndarray]]], columns: int = 6) -> Figure:
     """A column per method, with what there is of it below each other; further methods in further rows.
 
     Args:
-      methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [points, draws, 2], which are
-        coloured by point and drawn with the prior's 95% circle.
+      methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or a list of codes [N, 2], of one data
+        point or class each and of a colour each, which are drawn with the prior's 95% circle.
       columns: how many methods are side by side at most.
     """
     names = list(methods)
@@ -129,9 +130,10 @@ def comparison(methods: dict[str, dict[str, np.ndarray]], columns: int = 6) -> F
                 panel.set_title(name, fontsize=12)
             if (content := methods[name].get(title)) is None:
                 continue
-            if content.shape[-1] == 2:
-                for point, draws in enumerate(content):
-                    panel.scatter(*draws.T, s=1.5, alpha=0.5, linewidths=0, color=COLOURS[point % len(COLOURS)])
+            if isinstance(content, list):
+                colours = COLOURS if len(content) <= len(COLOURS) else colormaps["tab10"].colors
+                for part, codes in enumerate(content):
+                    panel.scatter(*codes.T, s=1.5, alpha=0.5, linewidths=0, color=colours[part % len(colours)])
                 panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
                 panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
             else:

@@ -22,7 +22,7 @@ def decode(
 
 def capabilities(
     networks: Players, prior: Distribution, likelihood: Likelihood, noise_dim: int | None = None, *, density: bool = True
-) -> dict[str, Callable | Distribution]:
+) -> dict[str, Callable | Distribution | bool]:
     """The fields of a `Method` that follow from its networks and distributions alone, all in evaluation mode.
 
     Args:
@@ -46,6 +46,7 @@ def capabilities(
     fields |= {"log_joint": log_joint} if density else {}
     if networks.encoder is not None:
         fields["encode"] = posterior_of(networks.encoder, noise_dim, prior.event_shape[0])
+        fields["semi_implicit"] = networks.encoder.semi_implicit
     return fields
 
 

@@ -3,29 +3,19 @@
 Gaussian, as in section 4 of the paper, or more flexible: `networks.posteriors`.
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from numpyro.distributions import Distribution
 
 from avb_jax import players
 from avb_jax.distributions import Likelihood, kl_divergence, log_likelihood, normal
-from avb_jax.method import Method, identity
+from avb_jax.method import Method
 from avb_jax.methods import generator
-from avb_jax.methods.update import Generative, apply_gradients, mean_collections, warmup
+from avb_jax.methods.bound import method_of_bound
+from avb_jax.methods.update import Generative
 from avb_jax.types import Array, Draws, Players, State, Terms, UserError
-
-
-class Info(NamedTuple):
-    """What a step is observed by, per example [B] and in nats unless said otherwise."""
-
-    elbo: Array
-    reconstruction: Array  # -log p(x|z)
-    kl: Array  # KL(q(z|x), p(z)), as in `negative_elbo`
-    beta: Array  # [] weight of the KL term in this step
 
 
 def negative_elbo(
@@ -112,29 +102,21 @@ def vae(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
-        noise_draws=(noise_draws, noise_draws >= 1, "at least 1"),
-        beta=(beta, beta >= 0, "at least 0"),
-        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+    generator.check_settings(noise_draws=(noise_draws, noise_draws >= 1, "at least 1"))
+
+    def draw(key: Array, state: State, x: Array) -> Draws:
+        del state
+        return players.draw(key, x, prior, noise_dim, noise_draws)
+
+    return method_of_bound(
+        "vae",
+        negative_elbo,
+        draw,
+        networks=Players(encoder, decoder),
+        prior=prior,
+        likelihood=likelihood,
+        optimizers=optimizers,
+        noise_dim=noise_dim,
+        beta=beta,
+        beta_warmup=beta_warmup,
     )
-    optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(encoder, decoder), optimizers, prior)
-    loss = functools.partial(negative_elbo, networks=networks, prior=prior, likelihood=likelihood)
-    beta_at = warmup(beta, beta_warmup)
-
-    def init(key: Array, x: Array) -> State:
-        return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
-
-    def train_step(key: Array, state: State, x: Array, reduce=identity) -> tuple[State, Info]:
-        beta, draws = beta_at(state.step), players.draw(key, x, prior, noise_dim, noise_draws)
-        gradients, (terms, _, after) = jax.grad(loss, has_aux=True)(state.params, state.collections, draws, beta=beta)
-        state = state._replace(collections=mean_collections(reduce, after))
-        state = apply_gradients(state, reduce(gradients), optimizers)
-        return state._replace(step=state.step + 1), Info(terms.elbo, terms.reconstruction, terms.kl, beta)
-
-    def elbo(key: Array, state: State, x: Array) -> Terms:
-        draws = players.draw(key, x, prior, noise_dim, noise_draws)
-        return loss(state.params, state.collections, draws, train=False)[1].terms
-
-    return Method("vae", init, train_step, **generator.capabilities(networks, prior, likelihood, noise_dim), elbo=elbo)

@@ -5,10 +5,17 @@ and a head, which makes a posterior sample of them; `InnerProductAdversary` take
 """
 
 from avb_jax.network import from_equinox, from_linen, from_nnx, in_bfloat16, rematerialized
-from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, LatentAdversary
+from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, JointAdversary, LatentAdversary
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
-from avb_jax.networks.encoders import BlackBoxEncoder, GaussianEncoder, MomentEncoder, Sampler
+from avb_jax.networks.encoders import (
+    BlackBoxEncoder,
+    GaussianEncoder,
+    MomentEncoder,
+    ReverseModel,
+    Sampler,
+    SemiImplicitEncoder,
+)
 from avb_jax.networks.mlp import MLP, MLPDecoder
 from avb_jax.networks.posteriors import (
     AuxiliaryEncoder,
@@ -34,6 +41,7 @@ __all__ = [
     "IAFEncoder",
     "ImageAdversary",
     "InnerProductAdversary",
+    "JointAdversary",
     "LatentAdversary",
     "MLPDecoder",
     "MomentEncoder",
@@ -41,7 +49,9 @@ __all__ = [
     "RealNVPEncoder",
     "ResNet",
     "ResNetDecoder",
+    "ReverseModel",
     "Sampler",
+    "SemiImplicitEncoder",
     "from_equinox",
     "from_linen",
     "from_nnx",

@@ -34,6 +34,34 @@ class InnerProductAdversary(nn.Module):
         return jnp.sum(f * g, axis=-1) / math.sqrt(self.features)
 
 
+class JointAdversary(nn.Module):
+    """T(x, z) by fully connected layers on the products and sums of f(x) and g(z), which starts at 0.
+
+    An inner product alone is linear in either; layers behind it let T be as sharp in z at one x as it is at another. g sees z
+    with its sines and cosines, so that T is quick to resolve structure finer than the prior's. f(x) is computed once for
+    however many z.
+
+    Maps x [B, ...] and z [..., B, Z] to T [..., B].
+    """
+
+    x_net: nn.Module
+    z_net: nn.Module
+    features: int = 256
+    widths: Sequence[int] = (256, 256)  # of the layers behind
+    frequencies: Sequence[float] = (2.0,)  # of the sines and cosines, radians per unit of z
+    activation: Callable[[Array], Array] = nn.silu
+
+    shares_x = True
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
+        waves = [wave(frequency * z) for frequency in self.frequencies for wave in (jnp.sin, jnp.cos)]
+        f = nn.Dense(self.features, name="f")(self.x_net(x, train=train))
+        g = nn.Dense(self.features, name="g")(self.z_net(jnp.concatenate([z, *waves], axis=-1), train=train))
+        h = MLP(self.widths, self.activation, name="joint")(jnp.concatenate([f * g, f + g], axis=-1))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[..., 0]
+
+
 class LatentAdversary(nn.Module):
     """T(z) by a fully connected network, for posteriors that depend on no x; it starts at 0. Maps z [B, Z] to T [B]."""
 

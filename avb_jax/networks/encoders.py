@@ -1,7 +1,7 @@
 """Encoders: a trunk's features turned into a draw z ~ q(z|x)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,66 @@ class GaussianEncoder(nn.Module):
         return Posterior(mean + std * noise, mean, std, gaussian=True)
 
 
+class SemiImplicitEncoder(nn.Module):
+    """A semi-implicit q(z|x): z = mean(x, u) + std(x, u) * n with u, n ~ N(0, I) (Yin & Zhou 2018).
+
+    Whatever a network makes of u, smoothed by a little Gaussian noise. So log q(z|x) = log E_u N(z; mean, std^2) has stochastic
+    bounds from both sides (`evaluation.SemiImplicit`), and q can be trained without a T (`avb_jax.sivi`) or with one.
+
+    x's features are computed once, and joined with u in fully connected layers of their own.
+
+    Maps x [B, ...] and noise [..., B, Z + U], n first, to z [..., B, Z] and its conditional moments.
+
+    Raises:
+      UserError: noise that leaves no u.
+    """
+
+    trunk: nn.Module
+    latent_dim: int
+    widths: Sequence[int] = (256, 256)  # of the layers that join x's features and u
+    activation: Callable[[Array], Array] = nn.silu
+    head_scale: float = 1.0  # as `GaussianEncoder`'s
+    smallest_std: float = 0.0  # below which no std(x, u) goes: q stays as smooth as T, or the bounds, can resolve
+
+    shares_x, semi_implicit = True, True
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
+        n, u = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
+        if u.shape[-1] < 1:
+            raise UserError(
+                f"noise_dim={noise.shape[-1]}: SemiImplicitEncoder needs latent_dim={self.latent_dim} numbers for n and at "
+                f"least one for u; set it to {self.latent_dim + 1} or more"
+            )
+        first, *others = self.widths
+        h = nn.Dense(first, name="of_x")(self.trunk(x, None, train=train)) + nn.Dense(first, use_bias=False, name="of_u")(u)
+        h = MLP(others, self.activation, name="joint")(self.activation(h))
+        mean, std = gaussian_heads(h, self.latent_dim, self.head_scale)
+        if self.smallest_std:
+            std = jnp.sqrt(jnp.square(std) + self.smallest_std**2)
+        return Posterior(mean + std * n, conditional=(mean, std))
+
+
+class ReverseModel(nn.Module):
+    """tau(noise|x, z) = N(mean, diag std^2): the noise that may have led a semi-implicit encoder to z (Sobolev & Vetrov 2019).
+
+    It starts at N(0, I), as the noise is before z is known. Maps x [B, ...] and z [B, Z] to the mean and std [B, N].
+    """
+
+    trunk: nn.Module
+    noise_dim: int
+    widths: Sequence[int] = (256, 256)  # of the layers that join x's features and z
+    activation: Callable[[Array], Array] = nn.silu
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array, *, train: bool = False) -> tuple[Array, Array]:
+        first, *others = self.widths
+        h = nn.Dense(first, name="of_x")(self.trunk(x, None, train=train)) + nn.Dense(first, use_bias=False, name="of_z")(z)
+        h = MLP(others, self.activation, name="joint")(self.activation(h))
+        heads = [nn.Dense(self.noise_dim, kernel_init=nn.initializers.zeros, name=name)(h) for name in ("mean", "log_std")]
+        return heads[0], jnp.exp(heads[1])
+
+
 class MomentEncoder(nn.Module):
     """An implicit q(z|x) that knows its moments: z = mean(x) + std(x) * v.
 
@@ -91,6 +151,7 @@ class MomentEncoder(nn.Module):
     head_scale: float = 1.0  # as `GaussianEncoder`'s
 
     shares_x = True
+    semi_implicit = property(lambda self: self.gaussian_share > 0)
     SHAPE = ("weights", "bases")  # params of v, which q's shape takes from, next to those of its moments
 
     @nn.compact
@@ -113,8 +174,10 @@ class MomentEncoder(nn.Module):
         standard = bases(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, *eps.shape[-2:])))
         u = (bases(eps) - standard.mean(axis=0)) / jnp.sqrt(standard.var(axis=0) + 1e-8)
         v = jnp.sum(w * u, axis=-2)
-        v = math.sqrt(self.gaussian_share) * gaussian + math.sqrt(1.0 - self.gaussian_share) * v
-        return Posterior(mean + std * v, mean, std)
+        smooth = math.sqrt(self.gaussian_share) * std
+        center = mean + math.sqrt(1.0 - self.gaussian_share) * std * v
+        conditional = (center, jnp.broadcast_to(smooth, center.shape)) if self.gaussian_share else None
+        return Posterior(center + smooth * gaussian, mean, std, conditional=conditional)
 
 
 class _Bases(nn.Module):
@@ -157,6 +220,7 @@ class Sampler(nn.Module):
     speed: float = 10.0
 
     shares_x = True
+    semi_implicit = property(lambda self: self.gaussian_share > 0)
 
     @nn.compact
     def __call__(self, x: Array, noise: Array) -> Posterior:
@@ -171,7 +235,9 @@ class Sampler(nn.Module):
         std = jnp.exp(log_std)
         n, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
         of_u, of_n = math.sqrt(1.0 - self.gaussian_share), math.sqrt(self.gaussian_share)
-        z = mean + std * (of_u * network(eps) + of_n * n)
+        center = mean + std * of_u * network(eps)
         standard = of_u * network(jax.random.normal(jax.random.key(0), (STANDARD_DRAWS, eps.shape[-1])))
         moments = mean + std * standard.mean(axis=0), std * jnp.sqrt(standard.var(axis=0) + self.gaussian_share)
-        return Posterior(z, *(jnp.broadcast_to(moment, (x.shape[0], self.latent_dim)) for moment in moments))
+        moments = (jnp.broadcast_to(moment, (x.shape[0], self.latent_dim)) for moment in moments)
+        conditional = (center, jnp.broadcast_to(std * of_n, center.shape)) if self.gaussian_share else None
+        return Posterior(center + std * of_n * n, *moments, conditional=conditional)

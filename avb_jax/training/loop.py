@@ -25,6 +25,7 @@ from avb_jax.training.workdir import Positions
 from avb_jax.transforms import of_seed, over_seeds
 from avb_jax.types import Array, Diverged, State, UserError
 
+RUN_ONCE = {"xla_backend_optimization_level": 0}  # for a program that takes longer to compile than it ever runs
 CHECKED = 10_000  # examples whose values are looked at before a training
 
 
@@ -180,9 +181,10 @@ def initial_state(method: Method, data: Dataset | Batches, seed: int, num_seeds:
     shape = data.x_shape if isinstance(data, Dataset) else data.shape[1:]
     x = jnp.zeros((2, *shape))
     root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
-    if num_seeds is None:
-        return jax.jit(lambda key: method.init(key, x))(jax.random.fold_in(root, 0))
-    return jax.jit(lambda key: over_seeds(method, num_seeds).init(key, x))(root)
+    init, key = method.init, jax.random.fold_in(root, 0)
+    if num_seeds is not None:
+        init, key = over_seeds(method, num_seeds).init, root
+    return jax.jit(lambda key: init(key, x), compiler_options=RUN_ONCE)(key)
 
 
 def check_values(method: Method, data: Dataset | Batches, state: State, seed: int) -> None:

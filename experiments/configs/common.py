@@ -24,7 +24,7 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
     """
     config = ml_collections.ConfigDict(
         {
-            "method": "avb",  # avb, vae, aae, bigan, gan or vaegan; several with commas between
+            "method": "avb",  # avb, vae, sivi, uivi, iwhvi, aae, bigan, gan or vaegan; several with commas between
             "steps": 1000,
             "batch_size": 128,  # of a step, over all devices
             "seed": 0,  # of everything random
@@ -34,7 +34,7 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "rematerialize": False,  # networks compute again in the backward pass what they would have kept: memory for time
             "profile": False,  # a trace of the second and third block of steps, in profile/
             "latent_dim": 8,
-            "noise_dim": 16,  # numbers of noise that a black-box encoder gets, and each basis beyond latent_dim
+            "noise_dim": 16,  # numbers of noise that a black-box encoder gets; semi-implicit, or a basis, beyond latent_dim
             "likelihood": "bernoulli",  # or gaussian, or logistic (discretised to 256 levels)
             "likelihood_std": placeholder(float),  # of a Gaussian; None: learned
             "likelihood_scale": "pixel",  # a learned scale for each pixel, or one for all ("global")
@@ -44,12 +44,20 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "adversary_floor": placeholder(float),  # c: the KL term takes max(T, -c), which costs at most e^-c nats
             "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
+            "inner_draws": 15,  # K of SIVI and IWHVI: draws of u that score each z next to its own
+            "hmc": {"burn_in": 5, "chain_steps": 5, "leapfrog_steps": 5, "step_size": 0.1},  # on UIVI's noise
             "feature_weight": 1.0,  # gamma of a VAE/GAN
             "ema_decay": placeholder(float),  # of the averages that are evaluated
             "log_every": 100,  # steps per report
             "checkpoint_every": 1000,
             "check_images": 32,  # held-out, at each checkpoint: the ELBO under T and a bound without T
             "data": {"name": "", "dir": "", "binarize": "none"},  # binarize: none, dynamic (anew each time) or threshold
+            # Of AVB: black_box, or semi_implicit, whose ELBO has bounds that need no T; SIVI, UIVI and IWHVI have no other.
+            "encoder": {
+                "kind": "black_box",
+                "widths": (256, 256),  # of the layers that join x's features and noise
+                "smallest_std": 0.0,  # of z given that noise
+            },
             # What T compares q(z|x) with: the prior (kind none), or a Gaussian with q's moments (adaptive).
             "contrast": {
                 "kind": "none",

@@ -12,6 +12,8 @@ from experiments.configs.common import changes_of
 # Every part, at the least cost: to look at a run, not to report it.
 QUICK = {
     "elbo.images": 1000,
+    "semi_implicit.images": 50,
+    "semi_implicit.inner": 1000,
     "optimality.steps": 300,
     "importance.images": 100,
     "ais.images": 8,
@@ -31,10 +33,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "method": "",  # one of the run's, several with commas; all by default
             "seeds": 0,  # how many of the run's seeds, from the first; 0 is all
             "seed": 0,  # of the estimators' own randomness
-            # Which, with commas: elbo, optimality, importance, ais, bdmc, quadrature, moments, knn. 'auto': all that apply.
+            # Which, with commas: elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, knn.
+            # 'auto': all that apply.
             "estimators": "auto",
             "data_dir": "",  # where the data is, if no longer where the run found it
             "elbo": {"images": placeholder(int), "draws": 4, "chunk": 250},
+            "semi_implicit": {"images": 200, "draws": 16, "inner": 10_000, "inner_chunk": 250, "chunk": 10},
             "optimality": {
                 "images": placeholder(int),
                 "draws": 4,

@@ -42,11 +42,29 @@ ADAPTIVE = {
     "contrast.moment_gradients": True,
     "contrast.shape_rate": 0.1,
 }
+# Two latents, fully connected: the plane can be looked at, and log p(x) is exact by quadrature.
+LATENT2 = {
+    "steps": 20_000,
+    "latent_dim": 2,
+    "noise_dim": 8,
+    "noise_draws": 4,
+    "encoder.kind": "semi_implicit",
+    "encoder.smallest_std": 0.01,
+    "network.family": "mlp",
+    "network.activation": "silu",
+    "network.adversary": "joint",
+    "network.adversary_features": 256,
+    "optimizer.encoder_rate": 5e-4,
+    "log_every": 250,
+    "checkpoint_every": 4000,
+    "evaluation.importance_images": 200,
+}
 VARIANTS = {
     "": {},
     "vae": {"method": "vae"},
     "digits": DIGITS,
     "digits_vae": {**DIGITS, "method": "vae"},
+    "latent2": LATENT2,
     "avb8": PAPER,
     "avb8_ac": ADAPTIVE,
     "avb32_ac": {**ADAPTIVE, "latent_dim": 32},
@@ -56,7 +74,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config of a variant: '', 'vae', 'digits', 'digits_vae', 'avb8', 'avb8_ac', 'avb32_ac', 'vae8' or 'vae32'."""
+    """The config of a variant: '', 'vae', 'digits', 'digits_vae', 'latent2', 'avb8', 'avb8_ac', 'avb32_ac', 'vae8', 'vae32'."""
     return training(
         network={
             "family": "conv",  # or mlp, which reads `widths` and none of the next five
@@ -67,6 +85,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "decoder_batch_norm": False,
             "z_widths": (512,),  # the adversary's z-net: one hidden layer
             "activation": "leaky_relu",
+            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own
             "adversary_features": 512,
         },
         evaluation={"draws": 4, "chunk": 250, "importance_images": 1000, "importance_samples": 256},

@@ -37,7 +37,12 @@ VARIANTS = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config of a variant: '', 'full' or 'paper'."""
     return training(
-        network={"family": "mlp", "widths": (64, 64), "adversary_features": 64},
+        network={
+            "family": "mlp",
+            "widths": (64, 64),
+            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own
+            "adversary_features": 64,
+        },
         evaluation={"samples": 20_000},  # draws for the ELBO and for the nearest-neighbour estimates
         variants=VARIANTS,
         variant=variant,

@@ -177,5 +177,20 @@ def test_an_unprepared_tfds_set_names_the_extra_or_the_failure(tmp_path):
         tfds.read_images("mnist", str(tmp_path), "train")
 
 
+def test_labels_are_read_where_they_are_and_must_fit(folder):
+    """Of the test images alone, and for figures: a set without them is a set all the same."""
+    assert data.load("mnist", str(folder)).test_labels is None
+    count = len(idx.read_images(folder, "t10k"))
+    path = folder / "t10k-labels-idx1-ubyte"
+    path.write_bytes(b"\0\0\x08\x01" + count.to_bytes(4, "big") + bytes(range(count)))
+    np.testing.assert_array_equal(data.load("mnist", str(folder)).test_labels, np.arange(count))
+    path.write_bytes(b"\0\0\x08\x01" + (count + 1).to_bytes(4, "big") + bytes(count + 1))
+    with pytest.raises(UserError, match=f"{count + 1} test labels for {count} images"):
+        data.load("mnist", str(folder))
+    digits = data.load("digits")
+    assert digits.test_labels.shape == digits.test.shape[:1]
+    assert set(digits.test_labels) == set(range(10))
+
+
 def test_images_of_one_channel_lose_it(folder):
     assert idx.read_images(folder, "train").shape == (3, 4, 5)

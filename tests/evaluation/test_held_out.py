@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avb_jax import networks
 from avb_jax.data import from_arrays
 from avb_jax.evaluation import held_out
 from avb_jax.evaluation.held_out import Comparison, HeldOut
@@ -47,9 +48,13 @@ def test_numbers_of_a_comparison():
         log_likelihood=np.array([-2.0, -2.0, -5.0]), effective_sample_size=np.array([10.0, 20.0, 60.0])
     )
     found = held_out.summarise((terms, bound))
-    assert found == pytest.approx((-3.0, -3.0, 0.0, 1.0 / math.sqrt(3), 30.0))
+    assert found[:5] == pytest.approx((-3.0, -3.0, 0.0, 1.0 / math.sqrt(3), 30.0))
+    assert found[5:] == (None, None, None)  # of an encoder that is not semi-implicit
+    ends = types.SimpleNamespace(elbo_lower=np.array([-2.0, -3.0, -7.0]), elbo_upper=np.array([-2.0, -2.0, -4.0]))
+    found = held_out.summarise((terms, bound, ends))
+    assert found[5:] == pytest.approx((-4.0, -8 / 3, math.sqrt(7 / 9)))  # of 1, 0, -2
     terms.elbo, bound.log_likelihood, bound.effective_sample_size = terms.elbo[:1], bound.log_likelihood[:1], np.ones(1)
-    assert held_out.summarise((terms, bound)) == pytest.approx((-1.0, -2.0, 1.0, 0.0, 1.0))
+    assert held_out.summarise((terms, bound))[:5] == pytest.approx((-1.0, -2.0, 1.0, 0.0, 1.0))
 
 
 class Recorded:
@@ -87,7 +92,7 @@ def test_what_a_run_is_shown():
     run = looked(game.method(), DATA, both, seeds=2, images=16)
     ((step, numbers),) = run.numbers
     assert step == 50
-    assert numbers.keys() == {f"held_out_{field}" for field in Comparison._fields}
+    assert numbers.keys() == {f"held_out_{field}" for field in Comparison._fields[:5]}
     assert all(value.shape == (2,) for value in numbers.values())
     np.testing.assert_allclose(np.diff(numbers["held_out_elbo"]), 4.0, rtol=1e-4)  # on the same draws
     x = DATA.test[:16]
@@ -100,6 +105,34 @@ def test_what_a_run_is_shown():
     again = looked(game.method(), DATA, both, seeds=2, images=16, quiet=True)
     np.testing.assert_equal(again.numbers, run.numbers)
     assert again.notes == [warning]
+
+
+@pytest.mark.parametrize(("elbo", "above"), [(-3.4, True), (-3.6, False)])
+def test_when_an_elbo_under_t_stands_above_what_q_can_have(elbo, above):
+    """By more than half a nat and than three standard errors."""
+    one = FINITE._replace(elbo=elbo, elbo_lower=-5.0, elbo_upper=-4.0, above_upper_error=0.1)
+    assert one.above_its_bounds == above
+    assert not one._replace(above_upper_error=0.3).above_its_bounds
+    assert not FINITE._replace(elbo=10.0).above_its_bounds
+
+
+def test_a_semi_implicit_encoder_s_run_is_shown_both_ends():
+    """And a T that is far off, which cannot be q's own KL, is warned of as what it is."""
+
+    def method(offset):
+        encoder = networks.SemiImplicitEncoder(networks.MLP((4,), input_rank=2), 3, (4,))
+        of_t = small_method("avb", encoder=lambda trunk, latents: encoder, noise_dim=5)
+        return of_t._replace(elbo=lambda *given: (terms := of_t.elbo(*given))._replace(kl=terms.kl - offset))
+
+    data = from_arrays(*np.random.default_rng(0).random((2, 8, 6, 6), np.float32), binarize="dynamic")
+    state = method(0.0).init(jax.random.key(0), jnp.asarray(data.train))
+    for offset in (-20.0, 20.0):
+        run = looked(method(offset), data, state)
+        ((_, numbers),) = run.numbers
+        assert numbers["held_out_elbo_lower"] < numbers["held_out_elbo_upper"]
+        assert "(without T: from " in run.notes[0]
+        warned = any("above what q's own can be: T is behind the encoder" in line for line in run.notes[1:])
+        assert warned == (offset > 0)
 
 
 @pytest.mark.parametrize(

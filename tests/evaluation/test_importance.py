@@ -10,7 +10,7 @@ from scipy import stats
 from avb_jax import Method, Posterior, State, UserError
 from avb_jax.distributions import normal, standard_normal
 from avb_jax.evaluation import AIS, BDMC, ImportanceSampling, Quadrature
-from avb_jax.evaluation.examples import sum_up
+from avb_jax.evaluation.examples import pareto_k, sum_up
 from avb_jax.evaluation.proposal import SMALLEST_STD, proposal
 from avb_jax.evaluation.run import evaluate
 from tests.conftest import small_method
@@ -63,6 +63,35 @@ def test_weights_by_hand():
     np.testing.assert_allclose([log_mean, error, size], [np.log(2), 0.5, 1.6], rtol=1e-5)
     log_mean, error, size = sum_up(jnp.zeros(5))
     np.testing.assert_allclose([log_mean, error, size], [0, 0, 5], atol=1e-3)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_the_tail_of_pareto_weights_has_their_shape(k):
+    """Of u^-k; drawn towards 1/2 with the weight of ten of the tail's 190."""
+    weights = np.random.default_rng(0).random((200, 4000)) ** -k
+    found = np.asarray(jax.vmap(pareto_k)(jnp.log(weights)))
+    expected = (190 * k + 5) / 200
+    np.testing.assert_allclose(found.mean(), expected, atol=0.03)
+    assert 0.05 < found.std() < 0.15  # of a maximum likelihood, (1 + k) / sqrt(190) before it is drawn
+    np.testing.assert_allclose(pareto_k(jnp.log(7.0 * weights[0])), found[0], rtol=1e-3)
+    assert np.isnan(pareto_k(jnp.zeros(20)))
+
+
+def test_a_semi_implicit_proposal_is_the_mixture_of_the_encoder_s_components():
+    """Of its conditionals at the draws, inflated, and for a tenth a Gaussian of their moments; by hand for two draws."""
+    method, means, std = game.method(), jnp.array([[[-1.0, 0.0]], [[2.0, 1.0]]]), jnp.full((2, 1, 2), 0.4)
+
+    def encode(key, state, x, draws=None):
+        return Posterior(means, conditional=(means, std))
+
+    found = proposal(KEY, game.state(), method._replace(encode=encode), jnp.zeros(2), "semi_implicit", 2, 1.5)
+    z = np.array([0.3, 0.2])
+    parts = [stats.norm.pdf(z, means[i, 0], 0.6).prod() for i in range(2)]
+    broad = stats.norm.pdf(z, [0.5, 0.5], 1.5 * np.array([3.0, 1.0]) / np.sqrt(2)).prod()
+    np.testing.assert_allclose(found.log_prob(z), np.log(0.45 * sum(parts) + 0.1 * broad), rtol=1e-5)
+    estimator = ImportanceSampling(initial="semi_implicit")
+    assert estimator.lacks(method) == "has no encoder that is semi-implicit; use initial='encoder'"
+    assert not estimator.lacks(method._replace(semi_implicit=True))
 
 
 def test_a_proposal_by_hand():

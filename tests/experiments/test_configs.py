@@ -80,6 +80,7 @@ BASE = {
     "contrast.widths": (3,),
     "network.minus_log_prior": False,
     "network.head_scale": 1.0,
+    "encoder.smallest_std": 0.1,
 }
 SMALL = {
     "synthetic": {"network.widths": (8,), "network.adversary_features": 4},
@@ -110,6 +111,8 @@ CHOICES = {
     "likelihood_scale": build.SCALES,
     "divergence": build.DIVERGENCES,
     "contrast.kind": build.CONTRASTS,
+    "encoder.kind": build.ENCODERS,
+    "network.adversary": build.ADVERSARIES,
     "posterior.kind": build.POSTERIORS,
     "network.activation": build.ACTIVATIONS,
     "optimizer.schedule": build.SCHEDULES,
@@ -137,6 +140,13 @@ def another(field, value):
 # What has to be so for a field to matter.
 NEEDS = {
     "feature_weight": {"method": "vaegan"},
+    "inner_draws": {"method": "sivi"},
+    "hmc.burn_in": {"method": "uivi"},
+    "hmc.chain_steps": {"method": "uivi"},
+    "hmc.leapfrog_steps": {"method": "uivi"},
+    "hmc.step_size": {"method": "uivi"},
+    "encoder.widths": {"encoder.kind": "semi_implicit"},
+    "encoder.smallest_std": {"encoder.kind": "semi_implicit"},
     "posterior.kind": {"method": "vae"},
     "posterior.flows": {"method": "vae", "posterior.kind": "planar"},
     "posterior.widths": {"method": "vae", "posterior.kind": "realnvp"},
@@ -202,6 +212,8 @@ def test_every_config_field_changes_something(name):
     [
         "precision",
         "contrast.kind",
+        "encoder.kind",
+        "network.adversary",
         "network.family",
         "network.activation",
         "likelihood",
@@ -230,6 +242,7 @@ def test_numbers_are_checked():
         {"beta": -1.0},
         {"ema_decay": 1.0},
         {"posterior.flows": 0},
+        {"encoder.smallest_std": -0.1},
         {"feature_weight": -1.0},
     ):
         (name,) = changes
@@ -297,7 +310,7 @@ def test_precision_and_rematerialisation_are_every_network_s(monkeypatch):
     asked = []
     for name in ("in_bfloat16", "rematerialized"):
         monkeypatch.setattr(networks, name, lambda network, name=name: asked.append(name) or network)
-    players = {"avb": 3, "vae": 2, "aae": 3, "bigan": 3, "gan": 2, "vaegan": 3}
+    players = {"avb": 3, "vae": 2, "sivi": 2, "uivi": 2, "iwhvi": 3, "aae": 3, "bigan": 3, "gan": 2, "vaegan": 3}
     for method, count in players.items():
         for fields, expected in (({"precision": "bfloat16"}, "in_bfloat16"), ({"rematerialize": True}, "rematerialized")):
             made = []
@@ -306,7 +319,8 @@ def test_precision_and_rematerialisation_are_every_network_s(monkeypatch):
             build.method(small("synthetic", ema_decay=None, **fields), method, (2, 2))
             assert len(made) == count
             assert set(asked) == {expected}
-            assert len(asked) == 4 + (method != "gan")  # a decoder, three adversaries to choose from, an encoder
+            # A decoder, three adversaries to choose from, an encoder; and IWHVI's reverse model.
+            assert len(asked) == 4 + (method != "gan") + (method == "iwhvi")
 
 
 def test_under_pmap_networks_normalise_over_all_devices(monkeypatch):

@@ -1,10 +1,13 @@
 """The figures of images: what is in their rows, and how a grid is put together."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from avb_jax import UserError, data
+from avb_jax.distributions import normal, standard_normal
 from avb_jax.figures import images
 from tests.conftest import small_method
 
@@ -63,9 +66,25 @@ def test_a_picture_is_its_grid_enlarged_in_whole_steps(trained):
     np.testing.assert_allclose(first, grid.images[0], atol=1 / 255)
 
 
+def test_a_latent_plane_has_z_1_to_the_right_and_z_2_upwards():
+    """At quantiles of the prior; by a decoder whose first two pixels are the two latents."""
+
+    def decode(state, z):
+        return normal(jnp.pad(z, ((0, 0), (0, 34))).reshape(-1, 6, 6), 1.0)
+
+    method = small_method("avb")._replace(decode=decode, prior=standard_normal(2))
+    grid = images.grid("latent_plane", method, None, None)
+    z = grid.images[:, 0, :2].reshape(grid.columns, grid.columns, 2)
+    levels = stats.norm.ppf(np.linspace(0.02, 0.98, grid.columns))
+    np.testing.assert_allclose(z[3, :, 0], levels, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(z[::-1, 5, 1], levels, rtol=1e-5, atol=1e-6)
+
+
 def test_slips(trained):
     gan = small_method("gan")
     with pytest.raises(UserError, match="figure='interpolation': gan has no encoder; take samples or neighbours"):
         images.grid("interpolation", gan, None, trained[2])
+    with pytest.raises(UserError, match="figure='latent_plane': avb has 3 latents; it takes two"):
+        images.grid("latent_plane", *trained)
     with pytest.raises(UserError, match="figure='portraits': must be one of samples"):
         images.grid("portraits", *trained)

@@ -31,6 +31,23 @@ def test_an_inner_product_can_start_at_zero():
     assert any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+def test_a_joint_adversary_starts_at_zero_and_sees_products_sums_and_waves():
+    """By hand, from params away from their start."""
+    x, z = jax.random.uniform(jax.random.key(0), (4, 2, 2)), jax.random.normal(jax.random.key(1), (3, 4, 3))
+    adversary = networks.JointAdversary(*NETS, features=5, widths=(6,), frequencies=(2.0, 5.0))
+    params = adversary.init(jax.random.key(2), x, z)["params"]
+    assert not adversary.apply({"params": params}, x, z).any()
+    params["t"]["kernel"] = jax.random.normal(jax.random.key(3), (6, 1))
+    waves = [z, *(wave(frequency * z) for frequency in (2.0, 5.0) for wave in (jnp.sin, jnp.cos))]
+    of_x = NETS[0].apply({"params": params["x_net"]}, x)
+    of_z = NETS[1].apply({"params": params["z_net"]}, jnp.concatenate(waves, axis=-1))
+    f, g = (h @ params[name]["kernel"] + params[name]["bias"] for h, name in ((of_x, "f"), (of_z, "g")))
+    (layer,) = params["joint"].values()
+    h = jax.nn.silu(jnp.concatenate([f * g, f + g], axis=-1) @ layer["kernel"] + layer["bias"])
+    expected = (h @ params["t"]["kernel"] + params["t"]["bias"])[..., 0]
+    np.testing.assert_allclose(adversary.apply({"params": params}, x, z), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("x_net", [NETS[0], networks.ConvNet(channels=2, kernel_size=3)])
 def test_an_inner_product_treats_each_z_alike(x_net):
     adversary = networks.InnerProductAdversary(x_net, NETS[1], 5)

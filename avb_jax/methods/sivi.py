@@ -1,0 +1,114 @@
+"""Semi-implicit variational inference (Yin & Zhou 2018): AVB's rival that needs no T.
+
+Its bound on the ELBO of a semi-implicit q(z|x) puts a mixture over further draws of u in the place of q(z|x).
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from numpyro.distributions import Distribution
+
+from avb_jax import players
+from avb_jax.distributions import Likelihood, log_likelihood
+from avb_jax.method import Method
+from avb_jax.methods import generator
+from avb_jax.methods.bound import check_semi_implicit, method_of_bound
+from avb_jax.methods.update import Generative
+from avb_jax.semi_implicit import upper_log_density
+from avb_jax.types import Array, Draws, Players, State, Terms
+
+
+def negative_elbo_semi_implicit(
+    params: Players,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    prior: Distribution,
+    likelihood: Likelihood,
+    beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, Generative]:
+    """Yin & Zhou's lower bound on the ELBO (2018, eq. 8 with its own draw among the K + 1), negated.
+
+    Each of the S draws of z is scored by the mixture of all S conditionals q(z|x, u_s), its own among them: on average at least
+    log q(z|x), by less than log S.
+
+    Args:
+      params: the encoder's and the decoder's.
+      collections: every player's.
+      draws: x [B, ...] and noise [S, B, N], S >= 2; its z_prior is not read.
+      networks: every player's.
+      prior: p(z).
+      likelihood: the decoder's output -> p(x|z).
+      beta: weight of the KL term.
+      train: whether batch normalisation uses this batch (and updates its statistics).
+
+    Returns:
+      The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is on average too large, and `compared` z [S, B, Z].
+
+    Raises:
+      UserError: the encoder gives no conditional moments.
+    """
+    posterior, encoder = players.encode(
+        networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
+    )
+    check_semi_implicit(posterior, networks)
+    of_x, decoder = generator.decode(
+        networks.decoder, likelihood, params.decoder, collections.decoder, posterior.z[0], train=train
+    )
+    log_q = upper_log_density(posterior.z, posterior.conditional)
+    kl = jnp.mean(log_q - prior.log_prob(posterior.z), axis=0)
+    reconstruction = -log_likelihood(of_x, draws.x)
+    after = collections._replace(encoder=encoder, decoder=decoder)
+    return jnp.mean(reconstruction + beta * kl), Generative(Terms(reconstruction, kl), posterior.z, after)
+
+
+def sivi(
+    encoder: Any,
+    decoder: Any,
+    *,
+    prior: Distribution,
+    likelihood: Likelihood,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    inner_draws: int = 15,
+    beta: float = 1.0,
+    beta_warmup: int = 0,
+) -> Method:
+    """Semi-implicit variational inference.
+
+    Args:
+      encoder: (x [B, ...], noise [B, N]) -> a `Posterior` with conditional moments, such as `networks.SemiImplicitEncoder`'s.
+      decoder: z [B, Z] -> what `likelihood` takes.
+      prior: p(z), a NumPyro distribution over vectors.
+      likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
+      optimizers: an optax optimiser per player, or one for all.
+      noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
+      inner_draws: K, draws of u that score each draw of z next to its own. All K + 1 are drawn from, and score each other; the
+        first is decoded.
+      beta: weight of the KL term once warmed up; 1 is the ELBO.
+      beta_warmup: steps over which the weight rises linearly from 0.
+
+    Raises:
+      UserError: a setting out of its range.
+    """
+    generator.check_settings(inner_draws=(inner_draws, inner_draws >= 1, "at least 1"))
+
+    def draw(key: Array, state: State, x: Array) -> Draws:
+        del state
+        return players.draw(key, x, prior, noise_dim, inner_draws + 1)
+
+    return method_of_bound(
+        "sivi",
+        negative_elbo_semi_implicit,
+        draw,
+        networks=Players(encoder, decoder),
+        prior=prior,
+        likelihood=likelihood,
+        optimizers=optimizers,
+        noise_dim=noise_dim,
+        beta=beta,
+        beta_warmup=beta_warmup,
+    )
