@@ -381,7 +381,8 @@ def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
     activation, features = _activation(config), config.network.adversary_features
     z_net = networks.MLP(z_widths, activation)
     if _pick("network.adversary", config.network.adversary, ADVERSARIES) == "joint":
-        return networks.JointAdversary(x_net, z_net, features, (features, features), activation=activation)
+        options = {"components": config.network.adversary_components, "activation": activation}
+        return networks.JointAdversary(x_net, z_net, features, (features, features), **options)
     adaptive = config.contrast.kind == "adaptive"
     return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=adaptive)
 
@@ -441,8 +442,8 @@ def _resnet(config, x_shape, parameters):
 
 FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
 FAMILY_FIELDS = {
-    "mlp": ("widths", "adversary", "adversary_features"),
-    "conv": ("channels", "kernel_size", "z_widths", "adversary", "adversary_features"),
+    "mlp": ("widths", "adversary", "adversary_components", "adversary_features"),
+    "conv": ("channels", "kernel_size", "z_widths", "adversary", "adversary_components", "adversary_features"),
     "resnet": ("units", "adversary_channels", "adversary_kernel_size", "adversary_widths"),
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -35,11 +36,15 @@ class InnerProductAdversary(nn.Module):
 
 
 class JointAdversary(nn.Module):
-    """T(x, z) by fully connected layers on the products and sums of f(x) and g(z), which starts at 0.
+    """T(x, z) by fully connected layers on the products and sums of f(x) and g(z).
 
     An inner product alone is linear in either; layers behind it let T be as sharp in z at one x as it is at another. g sees z
     with its sines and cosines, so that T is quick to resolve structure finer than the prior's. f(x) is computed once for
-    however many z.
+    however many z. The layers start at 0.
+
+    With `components`, to what the layers make is added the logarithm of a mixture of as many Gaussians whose weights, means and
+    deviations are linear in x's features: with `minus_log_prior`, T then begins as a mixture density's log-ratio to the prior,
+    and follows a sharp q by moving components.
 
     Maps x [B, ...] and z [..., B, Z] to T [..., B].
     """
@@ -49,6 +54,7 @@ class JointAdversary(nn.Module):
     features: int = 256
     widths: Sequence[int] = (256, 256)  # of the layers behind
     frequencies: Sequence[float] = (2.0,)  # of the sines and cosines, radians per unit of z
+    components: int = 0  # of a mixture of Gaussians
     activation: Callable[[Array], Array] = nn.silu
 
     shares_x = True
@@ -56,10 +62,21 @@ class JointAdversary(nn.Module):
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
         waves = [wave(frequency * z) for frequency in self.frequencies for wave in (jnp.sin, jnp.cos)]
-        f = nn.Dense(self.features, name="f")(self.x_net(x, train=train))
+        of_x = self.x_net(x, train=train)
+        f = nn.Dense(self.features, name="f")(of_x)
         g = nn.Dense(self.features, name="g")(self.z_net(jnp.concatenate([z, *waves], axis=-1), train=train))
         h = MLP(self.widths, self.activation, name="joint")(jnp.concatenate([f * g, f + g], axis=-1))
-        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[..., 0]
+        t = nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[..., 0]
+        return t + self._log_mixture(of_x, z) if self.components else t
+
+    def _log_mixture(self, of_x: Array, z: Array) -> Array:
+        count, dim = self.components, z.shape[-1]
+        log_weight = jax.nn.log_softmax(nn.Dense(count, name="log_weight")(of_x))
+        mean = nn.Dense(count * dim, name="mean")(of_x).reshape(-1, count, dim)
+        log_std = nn.Dense(count * dim, name="log_std")(of_x).reshape(-1, count, dim)
+        scaled = (z[..., None, :] - mean) * jnp.exp(-log_std)  # [..., B, K, Z]
+        log_density = -0.5 * jnp.sum(jnp.square(scaled) + 2.0 * log_std, axis=-1)  # up to a constant, which T has anyway
+        return jax.nn.logsumexp(log_weight + log_density, axis=-1)
 
 
 class LatentAdversary(nn.Module):

@@ -86,6 +86,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "z_widths": (512,),  # the adversary's z-net: one hidden layer
             "activation": "leaky_relu",
             "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own
+            "adversary_components": 0,  # of a mixture of Gaussians in a joint T
             "adversary_features": 512,
         },
         evaluation={"draws": 4, "chunk": 250, "importance_images": 1000, "importance_samples": 256},

@@ -48,6 +48,21 @@ def test_a_joint_adversary_starts_at_zero_and_sees_products_sums_and_waves():
     np.testing.assert_allclose(adversary.apply({"params": params}, x, z), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_joint_adversary_s_mixture_is_a_density_of_z():
+    """Its exponential has one integral at every x, that of a normalised mixture up to T's constant."""
+    x = jax.random.uniform(jax.random.key(0), (4, 2, 2))
+    adversary = networks.JointAdversary(*NETS, features=5, widths=(6,), components=3)
+    points = jnp.linspace(-40.0, 40.0, 401)
+    z = jnp.stack(jnp.meshgrid(points, points), axis=-1).reshape(-1, 1, 2)
+    variables = adversary.init(jax.random.key(2), x, jnp.zeros((4, 2)))
+    t = jax.lax.map(
+        lambda part: adversary.apply(variables, x, jnp.broadcast_to(part, (len(part), 4, 2))), z.reshape(241, 241, 1, 2)
+    )
+    integral = jax.nn.logsumexp(t.reshape(-1, 4), axis=0) + 2 * np.log(0.2)
+    np.testing.assert_allclose(integral, np.log(2 * np.pi), atol=0.01)
+    assert np.std(t[200, 190]) > 0.01  # and depends on x
+
+
 @pytest.mark.parametrize("x_net", [NETS[0], networks.ConvNet(channels=2, kernel_size=3)])
 def test_an_inner_product_treats_each_z_alike(x_net):
     adversary = networks.InnerProductAdversary(x_net, NETS[1], 5)
