@@ -56,7 +56,7 @@ def test_a_joint_adversary_s_mixture_is_a_density_of_z():
     z = jnp.stack(jnp.meshgrid(points, points), axis=-1).reshape(-1, 1, 2)
     variables = adversary.init(jax.random.key(2), x, jnp.zeros((4, 2)))
     t = jax.lax.map(
-        lambda part: adversary.apply(variables, x, jnp.broadcast_to(part, (len(part), 4, 2))), z.reshape(241, 241, 1, 2)
+        lambda part: adversary.apply(variables, x, jnp.broadcast_to(part, (len(part), 4, 2))), z.reshape(401, 401, 1, 2)
     )
     integral = jax.nn.logsumexp(t.reshape(-1, 4), axis=0) + 2 * np.log(0.2)
     np.testing.assert_allclose(integral, np.log(2 * np.pi), atol=0.01)
