@@ -1,11 +1,12 @@
 """What a training step costs for every shipped config, next to the same networks in PyTorch where that is installed.
 
-    python -m benchmarks.step [--cases=mnist,synthetic:paper] [--rounds=5] [--seconds=1] [--torch_compile]
+    python -m benchmarks.step [--cases=mnist,synthetic:paper] [--set=precision=bfloat16] [--rounds=5] [--torch_compile]
 
 Alternating, `--rounds` times each: a compiled block of our steps as `fit` runs them, and as many of PyTorch's (`torch_players`:
 eager, channels_last, fused Adam, T's forward pass shared by both losses, the same binarisation and moving averages), about
 `--seconds` of each; medians. Before that, parameter counts and both losses at equal params and draws are asserted to be equal.
-GFLOP is XLA's count of one step with plain convolutions; the peak, that of a 2048 x 2048 float32 matrix product. Images are
+GFLOP is XLA's count of one step with plain convolutions, also as a multiple of one forward pass of all players (whose backward
+passes cost twice as much, less the gradients of images); the peak, that of a 2048 x 2048 float32 matrix product. Images are
 random.
 """
 
@@ -34,9 +35,11 @@ from avb_jax.training import blocks
 from avb_jax.types import Draws, Players
 
 CASES = flags.DEFINE_list("cases", [], "Prefixes of config:variant:method; all but celeba::avb and celeba::vae by default.")
+SET = flags.DEFINE_list("set", [], "Text fields of the configs to change, field=value; without PyTorch then.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one measurement, about.")
 TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "Also PyTorch under torch.compile.")
+WITH_TORCH = importlib.util.find_spec("torch") is not None
 EXAMPLES = 2048  # stored
 SHAPES = {"four_points": (2, 2), "digits": (8, 8), "mnist": (28, 28)}
 
@@ -55,6 +58,7 @@ class Case(NamedTuple):
     def config(self):
         config = importlib.import_module(f"experiments.configs.{self.experiment}").get_config(self.variant)
         config.method, config.num_seeds = self.method, 1
+        config.update_from_flattened_dict(dict(change.split("=", 1) for change in SET.value))
         return config
 
 
@@ -112,13 +116,13 @@ class Ours:
         with mock.patch.object(avb_jax, self.config.method, lambda *modules, **settings: (Players(*modules), settings)):
             return build.method(plain, self.config.method, self.data.x_shape)
 
-    def losses(self, draws: Draws) -> list[float]:
+    def losses(self, state, draws: Draws) -> list:
         """Of encoder and decoder, and of T."""
-        settings, state = self.settings, self.state
+        settings = self.settings
         of_game = {"networks": Players(*map(as_network, self.modules)), "prior": settings["prior"]}
         of_x = {**of_game, "likelihood": settings["likelihood"]}
         if self.config.method == "vae":
-            return [float(vae.negative_elbo(state.params, state.collections, draws, **of_x)[0])]
+            return [vae.negative_elbo(state.params, state.collections, draws, **of_x)[0]]
         of_t = {name: settings[name] for name in ("contrast", "minus_log_prior")}
         loss, generative = avb.negative_elbo_adversarial(
             state.params,
@@ -132,19 +136,25 @@ class Ours:
         of_adversary, _ = avb.adversary_loss(
             state.params.adversary, state.collections, draws, generative.compared, **of_game, **of_t
         )
-        return [float(loss), float(of_adversary)]
+        return [loss, of_adversary]
 
-    def cost(self) -> tuple[float, float]:
-        """FLOP of one step with plain convolutions, and bytes of temporary memory of one as it runs."""
+    def cost(self) -> tuple[float, float, float]:
+        """FLOP of one step and of a forward pass, with plain convolutions, and bytes of temporary memory of a step."""
+        x = jnp.zeros((self.batch, *self.data.x_shape))
 
-        def compiled():
-            x = jnp.zeros((self.batch, *self.data.x_shape))
-            step = functools.partial(self.method.train_step)  # a function of its own, which nothing is cached for
-            return jax.jit(step).lower(self.key, self.state, x).compile()
+        def compiled(function: Callable):
+            # A function of its own, which nothing is cached for.
+            return jax.jit(functools.partial(function)).lower(self.key, self.state, x).compile()
+
+        def forward(key, state, x):
+            """Encoder and T at all draws, decoder at the first."""
+            settings = self.settings
+            draws = players.draw(key, x, settings["prior"], settings["noise_dim"], self.config.noise_draws)
+            return self.losses(state, draws)
 
         with mock.patch.object(conv, "formulation_of", return_value="lax"):
-            plain = compiled()
-        return plain.cost_analysis()["flops"], compiled().memory_analysis().temp_size_in_bytes
+            plain, passed = (compiled(function).cost_analysis()["flops"] for function in (self.method.train_step, forward))
+        return plain, passed, compiled(self.method.train_step).memory_analysis().temp_size_in_bytes
 
     def compile(self, seconds: float, mode: str = "jit") -> tuple[int, float]:
         """Finds how many steps take about that long; returns them, and the seconds of compiling a block of them."""
@@ -249,9 +259,9 @@ def measure(case: Case, peak_flops: float) -> str:
         ours.settings["noise_dim"],
         ours.config.noise_draws,
     )
-    expected, (flop, memory) = ours.losses(draws), ours.cost()
+    expected, (flop, forward, memory) = [float(loss) for loss in ours.losses(ours.state, draws)], ours.cost()
     others = {}
-    if importlib.util.find_spec("torch") is not None:
+    if WITH_TORCH and not SET.value:
         for name in ("eager", *(["compile"] if TORCH_COMPILE.value else [])):
             others[name] = Torch(ours)
             np.testing.assert_allclose(others[name].losses_at(draws), expected, rtol=2e-4, err_msg=case.name)
@@ -263,7 +273,8 @@ def measure(case: Case, peak_flops: float) -> str:
         other.run(2)
     seconds = {name: value / steps for name, value in medians(runs).items()}
     own = seconds.pop("ours")
-    line = f"{case.name:24}{1e3 * own:>9.2f}{1 / own:>9.1f}{ours.batch / own:>10,.0f}{flop / 1e9:>8.2f}{flop / own / 1e9:>8.0f}"
+    line = f"{case.name:24}{1e3 * own:>9.2f}{1 / own:>9.1f}{ours.batch / own:>10,.0f}{flop / 1e9:>8.2f}{flop / forward:>7.2f}"
+    line += f"{flop / own / 1e9:>8.0f}"
     line += f"{flop / own / peak_flops:>7.0%}{memory / 2**20:>8.0f}{compiling:>9.1f}"
     return line + "".join(f"{1e3 * value:>10.2f}{value / own:>7.2f}" for value in seconds.values())
 
@@ -273,8 +284,9 @@ def main(argv: list[str]) -> None:
     del argv
     peak_flops = peak()
     versions = [f"jax {jax.__version__}"]
-    columns = f"{'case':24}{'ms':>9}{'steps/s':>9}{'images/s':>10}{'GFLOP':>8}{'GFLOP/s':>8}{'peak':>7}{'MiB':>8}{'compile':>9}"
-    if importlib.util.find_spec("torch") is not None:
+    columns = f"{'case':24}{'ms':>9}{'steps/s':>9}{'images/s':>10}{'GFLOP':>8}{'passes':>7}{'GFLOP/s':>8}"
+    columns += f"{'peak':>7}{'MiB':>8}{'compile':>9}"
+    if WITH_TORCH and not SET.value:
         import torch
 
         versions.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads")

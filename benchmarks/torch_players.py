@@ -269,6 +269,10 @@ class Encoder(nn.Module):
             self.head = linear(params["Dense_0"])
             return
         self.mean, self.log_std = linear(params["mean"]), linear(params["log_std"])
+        if self.kind is networks.SemiImplicitEncoder:
+            self.of_x, self.of_u = linear(params["of_x"]), linear(params["of_u"])
+            self.joint = layers(params.get("joint", {}), "Dense", linear)
+            self.activation = ACTIVATIONS[module.activation.__name__]
         if self.kind is networks.MomentEncoder:
             self.weights, bases = linear(params["weights"]), params["bases"]
             stacked = [bases["hidden"][name] for name in sorted(bases["hidden"])] + [bases["out"], bases["linear"]]
@@ -290,6 +294,13 @@ class Encoder(nn.Module):
             features = self.trunk(x.repeat(draws, 1, 1, 1) if draws > 1 else x, noise.reshape(-1, noise.shape[-1]))
             return self.head(features).reshape(*noise.shape[:2], -1), None, None
         features = self.trunk(x)
+        if self.kind is networks.SemiImplicitEncoder:
+            n, u = noise.split([self.module.latent_dim, noise.shape[-1] - self.module.latent_dim], dim=-1)
+            h = self.activation(self.of_x(features) + self.of_u(u))
+            for layer in self.joint:
+                h = self.activation(layer(h))
+            std = torch.sqrt(torch.exp(2.0 * self.log_std(h)) + self.module.smallest_std**2)
+            return self.mean(h) + std * n, None, None
         mean, std = self.mean(features), torch.exp(self.log_std(features))
         if self.kind is networks.GaussianEncoder:
             return mean + std * noise, mean, std
@@ -317,6 +328,25 @@ class InnerProductAdversary(nn.Module):
         return (f * g).sum(-1) / math.sqrt(f.shape[-1])
 
 
+class JointAdversary(nn.Module):
+    """`networks.JointAdversary` without a mixture."""
+
+    def __init__(self, module, params, sizes):
+        super().__init__()
+        self.x_net, self.z_net = trunk_of(module.x_net, params["x_net"], sizes), MLP(module.z_net, params["z_net"])
+        self.f, self.g, self.t = (linear(params[name]) for name in ("f", "g", "t"))
+        self.joint = layers(params["joint"], "Dense", linear)
+        self.frequencies, self.activation = module.frequencies, ACTIVATIONS[module.activation.__name__]
+
+    def forward(self, x, z):
+        waves = [wave(frequency * z) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
+        f, g = self.f(self.x_net(x)), self.g(self.z_net(torch.cat([z, *waves], dim=-1)))
+        h = torch.cat([f * g, f + g], dim=-1)
+        for layer in self.joint:
+            h = self.activation(layer(h))
+        return self.t(h)[..., 0]
+
+
 class ConvAdversary(nn.Module):
     """`networks.ConvAdversary`, on all pairs."""
 
@@ -342,7 +372,11 @@ class ConvAdversary(nn.Module):
 
 
 def adversary_of(module, params, sizes) -> nn.Module:
-    kinds = {networks.InnerProductAdversary: InnerProductAdversary, networks.ConvAdversary: ConvAdversary}
+    kinds = {
+        networks.InnerProductAdversary: InnerProductAdversary,
+        networks.JointAdversary: JointAdversary,
+        networks.ConvAdversary: ConvAdversary,
+    }
     return kinds[type(module)](module, params, sizes)
 
 

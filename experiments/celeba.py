@@ -12,6 +12,7 @@ import ml_collections
 import avb_jax
 from avb_jax import UserError, build, figures
 from avb_jax.evaluation import ELBO, ImageQuality, ReconstructionError, image_quality
+from avb_jax.evaluation.elbo import of_kl
 from avb_jax.evaluation.samples import as_pixels
 from avb_jax.training import workdir
 from avb_jax.transforms import of_seed
@@ -54,7 +55,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
             num_seeds=config.num_seeds,
             seed=config.seed,
         )
-        kind = "adversary" if method.adversary is not None else "density"
+        kind = of_kl(method)
         headlines = {name: (name, kind) for name in ("elbo", "reconstruction_error", "kl")}
         results[name], notes = launch.headline(report, headlines), [*notes, *report.notes]
         workdir.write_results(folder, {name: results[name]})

@@ -19,6 +19,13 @@ from avb_jax.data.dataset import Dataset
 from avb_jax.training import workdir
 from avb_jax.training.callbacks import Profile
 
+# What a semi-implicit encoder's own bounds are called.
+OF_Q = {
+    "elbo_lower": "  without T: from below",
+    "elbo_upper": "  from above",
+    "kl_lower": "  KL(q(z|x), p(z)), without T: from below",
+    "kl_upper": "  from above",
+}
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 

@@ -9,7 +9,8 @@ import ml_collections
 
 import avb_jax
 from avb_jax import build
-from avb_jax.evaluation import ELBO, KNN, ImportanceSampling, ReconstructionError, SampleDistance
+from avb_jax.evaluation import ELBO, KNN, ImportanceSampling, ReconstructionError, SampleDistance, SemiImplicit
+from avb_jax.evaluation.elbo import of_kl
 from avb_jax.figures import Pictures
 from avb_jax.training import workdir
 from experiments import launch
@@ -18,6 +19,7 @@ ROWS = {
     "log_likelihood": "log-likelihood, importance sampling (bound)",
     "effective_sample_size_importance": "  effective sample size",
     "elbo": "ELBO",
+    **launch.OF_Q,
     "reconstruction_error": "reconstruction error",
     "kl": "KL(q(z|x), p(z))",
     "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
@@ -38,6 +40,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
         estimators = [
             ImportanceSampling(images=options.importance_images, samples=options.importance_samples),
             ELBO(draws=options.draws, chunk=options.chunk),
+            SemiImplicit(images=options.importance_images),
             KNN(images=0, codes=len(digits.test)),
             ReconstructionError(chunk=options.chunk),
             SampleDistance(),
@@ -50,7 +53,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
             num_seeds=config.num_seeds,
             seed=config.seed,
         )
-        kind = "adversary" if method.adversary is not None else "density"
+        kind = of_kl(method)
         results[name] = launch.headline(
             report,
             {
@@ -59,6 +62,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
                 "reconstruction_error": ("reconstruction_error", kind),
                 "kl": ("kl", kind),
                 "kl_aggregated_posterior": ("kl_aggregated_posterior", "knn"),
+                **{name: (name, "semi_implicit") for name in launch.OF_Q},
             },
         )
         workdir.write_results(folder, {name: results[name]})

@@ -161,7 +161,7 @@ def test_what_is_prepared_counts():
     """Intensities that the device makes binary are nothing to refuse, nor are images where there is no density."""
     grey_images = data.from_arrays(np.full((20, 4, 4), 0.4), binarize="dynamic")
     method = method_for("vae", (4, 4, 1), validated)
-    check_values(method, grey_images, initial_state(method, grey_images, 0, None), 0)
+    check_values(method, grey_images, initial_state(method, grey_images, 0, None), 0, None)
     adversary = networks.ImageAdversary(networks.MLP((8,), input_rank=2))
     decoder = networks.MLPDecoder((4, 4), 1, (8,))
     gan = avb_jax.gan(decoder, adversary, prior=distributions.standard_normal(2), optimizers=optax.adam(1e-3))

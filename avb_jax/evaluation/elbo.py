@@ -24,12 +24,20 @@ class ELBOEstimate(NamedTuple):
         return -self.reconstruction - self.kl
 
 
+def of_kl(method: Method) -> str:
+    """Where a method's KL term comes from.
+
+    'adversary': it is T's estimate, which is no bound and only as good as T; 'bound': it is on average too large, and the ELBO
+    too low, as without a T where the encoder is semi-implicit; 'density': the encoder knows its density.
+    """
+    return "adversary" if method.adversary is not None else "bound" if method.semi_implicit else "density"
+
+
 @dataclasses.dataclass(frozen=True)
 class ELBO(Estimator):
     """The ELBO and its two terms, averaged over posterior draws.
 
-    Its quantities are under the name 'adversary' where the KL term is T's estimate, which is no bound and only as good as T,
-    and under 'density' where the encoder knows its density.
+    Its quantities are under the name of where the KL term comes from, see `of_kl`.
 
     Attributes:
       draws: of z per example.
@@ -54,7 +62,7 @@ class ELBO(Estimator):
         return ELBOEstimate(terms.reconstruction.mean(), terms.kl.mean(), spread / jnp.sqrt(self.draws))
 
     def numbers(self, subject, found: ELBOEstimate) -> dict[tuple[str, str], Number]:
-        kind = "density" if subject.method.adversary is None else "adversary"
+        kind = of_kl(subject.method)
         if subject.method.adversary is not None:
             subject.note("the ELBO and its KL are T's: estimates that bound nothing")
         return {

@@ -62,7 +62,7 @@ def train(
     if state is None:
         state = initial_state(method, data, seed, num_seeds)
     state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
-    check_values(method, data, state if num_seeds is None else of_seed(state, 0), seed)
+    check_values(method, data, state, seed, num_seeds)
     stored = data.train if isinstance(data, Dataset) else None
     compiled = blocks.compile_blocks(
         method, data.prepare, stored, mode=parallel, batch_size=batch_size, num_seeds=num_seeds, devices=devices
@@ -187,7 +187,7 @@ def initial_state(method: Method, data: Dataset | Batches, seed: int, num_seeds:
     return jax.jit(lambda key: init(key, x), compiler_options=RUN_ONCE)(key)
 
 
-def check_values(method: Method, data: Dataset | Batches, state: State, seed: int) -> None:
+def check_values(method: Method, data: Dataset | Batches, state: State, seed: int, num_seeds: int | None) -> None:
     """Refuses data that the likelihood gives no probability to; up to `CHECKED` examples, evenly spaced, are looked at.
 
     A Bernoulli distribution that does not validate its arguments, such as `distributions.bernoulli`, takes all of [0, 1].
@@ -198,29 +198,36 @@ def check_values(method: Method, data: Dataset | Batches, state: State, seed: in
     if method.log_joint is None or method.decode is None:
         return
     key, name = stream(jax.random.key(seed), "values"), getattr(data, "name", "data")
-    of_x = method.decode(state, method.prior.sample(jax.random.fold_in(key, 0), (1,)))
-    found = base_distribution(of_x)
+
+    def one_code(state: State) -> dist.Distribution:
+        z = method.prior.sample(jax.random.fold_in(key, 0), (1,))
+        return method.decode(state if num_seeds is None else of_seed(state, 0), z)
+
+    abstract = jax.eval_shape(one_code, state)
+    found = base_distribution(abstract)
     bernoulli = isinstance(found, dist.BernoulliLogits | dist.BernoulliProbs)
 
     @jax.jit
-    def accepts(x: Array) -> Array:
+    def look(state: State, key: Array, stored: Array) -> tuple[Array, Array, Array]:
+        """The least and the greatest value, and whether all are possible."""
+        x, of_x = data.prepare(key, stored), one_code(state)
         within = jnp.all(of_x.support(x))
-        if not bernoulli:
-            return within
-        # The log-probability of an intensity is a cross-entropy, or -inf where arguments are validated.
-        return within | jnp.all((x >= 0) & (x <= 1)) & jnp.all(jnp.isfinite(of_x.log_prob(x)))
+        if bernoulli:
+            # The log-probability of an intensity is a cross-entropy, or -inf where arguments are validated.
+            within |= jnp.all((x >= 0) & (x <= 1)) & jnp.all(jnp.isfinite(of_x.log_prob(x)))
+        return x.min(), x.max(), within
 
     stored = data.first if isinstance(data, Batches) else data.train
     chosen = np.linspace(0, len(stored) - 1, min(len(stored), CHECKED)).astype(int)
     low, high, fits = np.inf, -np.inf, True
     for i, chunk in enumerate(np.array_split(chosen, -(-len(chosen) // 500)), start=1):
-        x = data.prepare(jax.random.fold_in(key, i), jnp.asarray(stored[chunk]))
-        low, high, fits = min(low, float(x.min())), max(high, float(x.max())), fits and bool(accepts(x))
+        least, greatest, possible = look(state, jax.random.fold_in(key, i), jnp.asarray(stored[chunk]))
+        low, high, fits = min(low, float(least)), max(high, float(greatest)), fits and bool(possible)
     if not fits:
         remedy = "scale them, or choose another likelihood"
         if bernoulli:
             remedy = "scale them to [0, 1] and use distributions.bernoulli, or make them 0 and 1"
-        elif of_x.support.is_discrete:
+        elif abstract.support.is_discrete:
             remedy = "give whole numbers that it has, not as uint8, which is scaled to [0, 1]; or choose another likelihood"
         elif getattr(found.support, "upper_bound", None) is not None:
             remedy = "scale them to what it has, such as [0, 1], or choose another likelihood"
