@@ -393,10 +393,11 @@ def _mlp(config, x_shape, parameters):
     def trunk() -> networks.MLP:
         return networks.MLP(widths, activation, rank)
 
+    encoder = networks.MLP((*widths, *config.network.encoder_widths), activation, rank)
     pairs = _pairs(config, trunk(), widths)
     decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
     latents = networks.LatentAdversary(widths, activation)
-    return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
+    return encoder, decoder, pairs, latents, networks.ImageAdversary(trunk())
 
 
 def _conv(config, x_shape, parameters):
@@ -442,7 +443,7 @@ def _resnet(config, x_shape, parameters):
 
 FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
 FAMILY_FIELDS = {
-    "mlp": ("widths", "adversary", "adversary_components", "adversary_features"),
+    "mlp": ("widths", "encoder_widths", "adversary", "adversary_components", "adversary_features"),
     "conv": ("channels", "kernel_size", "z_widths", "adversary", "adversary_components", "adversary_features"),
     "resnet": ("units", "adversary_channels", "adversary_kernel_size", "adversary_widths"),
 }

@@ -146,7 +146,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.sizes, self.first = sizes[::-1], linear(params["Dense_0"])
         self.activation = ACTIVATIONS[module.activation.__name__]
-        kept, doubled = (iter(params[n] for n in sorted(params) if n.startswith(k)) for k in ("Conv_", "ConvTranspose_"))
+        kept, doubled = (iter([params[n] for n in sorted(params) if n.startswith(k)]) for k in ("Conv_", "ConvTranspose_"))
         pairs = itertools.pairwise(self.sizes)
         self.layers = nn.ModuleList([Conv(next(kept), 1) if a == b else ConvTranspose(next(doubled)) for a, b in pairs])
 

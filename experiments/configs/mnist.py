@@ -53,6 +53,7 @@ LATENT2 = {
     "network.family": "mlp",
     "network.activation": "silu",
     "network.adversary": "joint",
+    "network.adversary_components": 16,
     "network.adversary_features": 256,
     "optimizer.encoder_rate": 5e-4,
     "log_every": 250,
@@ -77,8 +78,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config of a variant: '', 'vae', 'digits', 'digits_vae', 'latent2', 'avb8', 'avb8_ac', 'avb32_ac', 'vae8', 'vae32'."""
     return training(
         network={
-            "family": "conv",  # or mlp, which reads `widths` and none of the next five
+            "family": "conv",  # or mlp, which reads the next two and none of the five after them
             "widths": (256, 256),
+            "encoder_widths": (),  # of further layers of the encoder
             "channels": 16,
             "kernel_size": 5,
             "batch_norm": True,  # in encoder and adversary, as in the paper

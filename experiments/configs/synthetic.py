@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         network={
             "family": "mlp",
             "widths": (64, 64),
+            "encoder_widths": (),  # of further layers of the encoder
             "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own
             "adversary_components": 0,  # of a mixture of Gaussians in a joint T
             "adversary_features": 64,

@@ -131,7 +131,7 @@ def another(field, value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
-        return (value[0] + 1, *value[1:])
+        return (value[0] + 1, *value[1:]) if value else (3,)
     if value is None:
         return 0.01
     return value + 1 if isinstance(value, int) else 0.9 * value
@@ -151,6 +151,7 @@ NEEDS = {
     "posterior.flows": {"method": "vae", "posterior.kind": "planar"},
     "posterior.widths": {"method": "vae", "posterior.kind": "realnvp"},
     ("mnist", "network.widths"): {"network.family": "mlp"},
+    ("mnist", "network.encoder_widths"): {"network.family": "mlp"},
 }
 # Fields whose effect lies outside a training's numbers, or in a choice that no config here makes.
 ELSEWHERE = ("data.dir", "check_images", "log_every", "checkpoint_every", "evaluation.", "network.family")
