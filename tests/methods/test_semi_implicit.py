@@ -89,16 +89,16 @@ def test_uivi_has_the_gradient_of_the_elbo_and_observes_no_less_than_the_negativ
 
 def test_sivi_approaches_the_elbo_from_below_as_its_draws_grow():
     distance = {}
-    for draws in (1, 15, 255):
+    for draws in (1, 15, 127):
         method = avb_jax.sivi(LinearSemiImplicit(), LinearDecoder(), inner_draws=draws, **SETTINGS)
-        params, values, gradients = estimates(method, 20)
+        params, values, gradients = estimates(method, 10, keys=20)
         distance[draws] = np.mean(values - analytic(params, POINTS))
     error = np.std(np.mean(values, axis=1)) / np.sqrt(len(values))
-    assert distance[1] > distance[15] > distance[255] > -4 * error
-    assert distance[255] < 0.02 < 0.1 < distance[1] < np.log(2)
+    assert distance[1] > distance[15] > distance[127] > -4 * error
+    assert distance[127] < 0.03 < 0.1 < distance[1] < np.log(2)
     expected = jax.grad(lambda params: jnp.mean(analytic(params, POINTS)))(params)
     for name, gradient in of_encoder_and_decoder(gradients).items():
-        np.testing.assert_allclose(np.mean(gradient, axis=0), of_encoder_and_decoder(expected)[name], atol=0.06)
+        np.testing.assert_allclose(np.mean(gradient, axis=0), of_encoder_and_decoder(expected)[name], atol=0.1)
 
 
 def test_sivi_by_hand():
