@@ -28,7 +28,7 @@ SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("none", "adaptive")
 ENCODERS = ("black_box", "semi_implicit")
-ADVERSARIES = ("inner_product", "joint")
+ADVERSARIES = ("inner_product", "joint", "mixture")
 DIVERGENCES = {
     "jensen_shannon": divergences.jensen_shannon,
     "kl": divergences.kl,
@@ -380,8 +380,11 @@ def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
     """An adversary of (x, z)."""
     activation, features = _activation(config), config.network.adversary_features
     z_net = networks.MLP(z_widths, activation)
-    if _pick("network.adversary", config.network.adversary, ADVERSARIES) == "joint":
-        options = {"components": config.network.adversary_components, "activation": activation}
+    kind, components = _pick("network.adversary", config.network.adversary, ADVERSARIES), config.network.adversary_components
+    if kind == "mixture":
+        return networks.MixtureAdversary(x_net, components)
+    if kind == "joint":
+        options = {"components": components, "activation": activation}
         return networks.JointAdversary(x_net, z_net, features, (features, features), **options)
     adaptive = config.contrast.kind == "adaptive"
     return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=adaptive)

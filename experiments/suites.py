@@ -161,7 +161,7 @@ SUITES = {
         },
         {},
         ("quadrature", "semi_implicit"),
-        {"quadrature.images": 1000, "semi_implicit.images": 300, "semi_implicit.inner": 2000},
+        {"quadrature.images": 500, "semi_implicit.images": 300, "semi_implicit.inner": 2000},
         paired=("log_likelihood", "quadrature"),
     ),
     "faces": Suite(

@@ -5,7 +5,13 @@ and a head, which makes a posterior sample of them; `InnerProductAdversary` take
 """
 
 from avb_jax.network import from_equinox, from_linen, from_nnx, in_bfloat16, rematerialized
-from avb_jax.networks.adversaries import ImageAdversary, InnerProductAdversary, JointAdversary, LatentAdversary
+from avb_jax.networks.adversaries import (
+    ImageAdversary,
+    InnerProductAdversary,
+    JointAdversary,
+    LatentAdversary,
+    MixtureAdversary,
+)
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
 from avb_jax.networks.encoders import (
@@ -44,6 +50,7 @@ __all__ = [
     "JointAdversary",
     "LatentAdversary",
     "MLPDecoder",
+    "MixtureAdversary",
     "MomentEncoder",
     "PlanarFlowEncoder",
     "RealNVPEncoder",

@@ -67,15 +67,41 @@ class JointAdversary(nn.Module):
         g = nn.Dense(self.features, name="g")(self.z_net(jnp.concatenate([z, *waves], axis=-1), train=train))
         h = MLP(self.widths, self.activation, name="joint")(jnp.concatenate([f * g, f + g], axis=-1))
         t = nn.Dense(1, kernel_init=nn.initializers.zeros, name="t")(h)[..., 0]
-        return t + self._log_mixture(of_x, z) if self.components else t
+        return t + LogMixture(self.components, name="mixture")(of_x, z) if self.components else t
 
-    def _log_mixture(self, of_x: Array, z: Array) -> Array:
+
+class MixtureAdversary(nn.Module):
+    """T(x, z) as the logarithm of a mixture of Gaussians that x's features choose, up to a constant: a density of z for each x.
+
+    With `minus_log_prior` it is log q'(z|x) - log p(z) of a density q' that AVB's game fits to q: it follows a sharp q by
+    moving components, and cannot say that there is more of q than there is. Its `components` limit how close it comes.
+
+    Maps x [B, ...] and z [..., B, Z] to T [..., B].
+    """
+
+    x_net: nn.Module
+    components: int = 16
+
+    shares_x = True
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
+        return LogMixture(self.components, name="mixture")(self.x_net(x, train=train), z)
+
+
+class LogMixture(nn.Module):
+    """The logarithm of a mixture's density at z [..., B, Z], up to the constant (2 pi)^(-Z / 2); linear in features."""
+
+    components: int
+
+    @nn.compact
+    def __call__(self, features: Array, z: Array) -> Array:
         count, dim = self.components, z.shape[-1]
-        log_weight = jax.nn.log_softmax(nn.Dense(count, name="log_weight")(of_x))
-        mean = nn.Dense(count * dim, name="mean")(of_x).reshape(-1, count, dim)
-        log_std = nn.Dense(count * dim, name="log_std")(of_x).reshape(-1, count, dim)
+        log_weight = jax.nn.log_softmax(nn.Dense(count, name="log_weight")(features))
+        mean = nn.Dense(count * dim, name="mean")(features).reshape(-1, count, dim)
+        log_std = nn.Dense(count * dim, name="log_std")(features).reshape(-1, count, dim)
         scaled = (z[..., None, :] - mean) * jnp.exp(-log_std)  # [..., B, K, Z]
-        log_density = -0.5 * jnp.sum(jnp.square(scaled) + 2.0 * log_std, axis=-1)  # up to a constant, which T has anyway
+        log_density = -0.5 * jnp.sum(jnp.square(scaled) + 2.0 * log_std, axis=-1)
         return jax.nn.logsumexp(log_weight + log_density, axis=-1)
 
 

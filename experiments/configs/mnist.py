@@ -87,8 +87,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "decoder_batch_norm": False,
             "z_widths": (512,),  # the adversary's z-net: one hidden layer
             "activation": "leaky_relu",
-            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own
-            "adversary_components": 0,  # of a mixture of Gaussians in a joint T
+            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own; or mixture
+            "adversary_components": 0,  # of a mixture of Gaussians in a joint T, or that is T
             "adversary_features": 512,
         },
         evaluation={"draws": 4, "chunk": 250, "importance_images": 1000, "importance_samples": 256},

@@ -118,7 +118,6 @@ def test_when_an_elbo_under_t_stands_above_what_q_can_have(elbo, above):
 
 def test_a_semi_implicit_encoder_s_run_is_shown_both_ends():
     """And a T that is far off, which cannot be q's own KL, is warned of as what it is."""
-
     encoder = networks.SemiImplicitEncoder(networks.MLP((4,), input_rank=2), 3, (4,))
     of_t = small_method("avb", encoder=lambda trunk, latents: encoder, noise_dim=5)
     method = of_t._replace(elbo=lambda *given: (terms := of_t.elbo(*given))._replace(kl=terms.kl - 20.0))
