@@ -3,8 +3,8 @@
     python -m benchmarks.quality --config=experiments/configs/synthetic.py:full --target=-1.41 --config.num_seeds=1
     python -m benchmarks.quality --config=experiments/configs/mnist.py:vae32 --target=-90 --config.data.dir=DIR
 
-Every `checkpoint_every` steps, on up to 500 examples: by quadrature for two latents or fewer, else by importance sampling, a lower
-bound.
+Every `checkpoint_every` steps, on up to 500 examples: by quadrature for two latents or fewer, else by importance sampling,
+which is a lower bound.
 The clock runs from the start of the command, compiling included, and stands still while the model is measured.
 """
 
