@@ -56,7 +56,7 @@ ROWS = {
 }
 CODES = 2000  # per data point, in Figure 3
 REPEATS = 250  # reconstructions of each data point
-INNER = 2000  # draws of z, and of u, for bounds on a semi-implicit q's ELBO
+OF_Q_DRAWS, INNER = 500, 50_000  # draws of z, and of u, for bounds on a semi-implicit q's ELBO
 SAMPLES = 2000  # of the model, against the data points
 
 
@@ -75,7 +75,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
         estimators = [
             Quadrature(),
             ELBO(draws=total // len(points.train)),
-            SemiImplicit(draws=INNER, inner=INNER),
+            SemiImplicit(draws=OF_Q_DRAWS, inner=INNER),
             PointDivergences(draws=total // len(points.train)),
             ReconstructionError(repeats=REPEATS),
             SampleDistance(count=min(total, SAMPLES), repeat=True),
