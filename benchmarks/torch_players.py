@@ -329,22 +329,29 @@ class InnerProductAdversary(nn.Module):
 
 
 class JointAdversary(nn.Module):
-    """`networks.JointAdversary` without a mixture."""
+    """`networks.JointAdversary`."""
 
     def __init__(self, module, params, sizes):
         super().__init__()
         self.x_net, self.z_net = trunk_of(module.x_net, params["x_net"], sizes), MLP(module.z_net, params["z_net"])
         self.f, self.g, self.t = (linear(params[name]) for name in ("f", "g", "t"))
         self.joint = layers(params["joint"], "Dense", linear)
+        self.mixture = nn.ModuleDict({name: linear(p) for name, p in params.get("mixture", {}).items()})
         self.frequencies, self.activation = module.frequencies, ACTIVATIONS[module.activation.__name__]
 
     def forward(self, x, z):
         waves = [wave(frequency * z) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
-        f, g = self.f(self.x_net(x)), self.g(self.z_net(torch.cat([z, *waves], dim=-1)))
+        of_x = self.x_net(x)
+        f, g = self.f(of_x), self.g(self.z_net(torch.cat([z, *waves], dim=-1)))
         h = torch.cat([f * g, f + g], dim=-1)
         for layer in self.joint:
             h = self.activation(layer(h))
-        return self.t(h)[..., 0]
+        t = self.t(h)[..., 0]
+        if not self.mixture:
+            return t
+        mean, log_std = (self.mixture[name](of_x).reshape(len(of_x), -1, z.shape[-1]) for name in ("mean", "log_std"))
+        log_density = -0.5 * (((z[..., None, :] - mean) * torch.exp(-log_std)) ** 2 + 2.0 * log_std).sum(-1)
+        return t + torch.logsumexp(torch.log_softmax(self.mixture["log_weight"](of_x), -1) + log_density, -1)
 
 
 class ConvAdversary(nn.Module):
