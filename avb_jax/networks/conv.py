@@ -5,8 +5,8 @@ where training happens. There a convolution is strided slices next to each other
 
   rows     slices of whole rows, times a matrix [k W C, W' F] that has the kernel once for each output column: k slices in the
            place of k * k, and W / k times the products, the rest of them with zeros. For small layers, whose time is copies.
-  patches  slices for each of the k * k taps, and a matrix [k k C, F]: the fewest products. A few examples at a time, so that
-           the patches of large images stay in the processor's cache; the backward pass makes them again.
+  patches  slices for each of the k * k taps, and a matrix [k k C, F]: the fewest products. Of large images a few examples at a
+           time, so that their patches stay in the processor's cache; the backward pass makes them again.
 
 A transposed convolution is a small convolution to s * s times the channels, whose output pixels are then put where they belong.
 `benchmarks/conv.py` times all of them next to PyTorch.
@@ -23,8 +23,8 @@ from jax import lax
 from avb_jax.types import Array, UserError
 
 FORMULATIONS = ("auto", "lax", "rows", "patches")
-NARROW = 125  # of F (W - k) / (k - s): up to here, products with zeros cost less than copies do
-CACHE = 2_500_000  # bytes of patches at a time
+NARROW = 40  # of F (W - k) / (k - s): up to here, products with zeros cost less than copies do
+WHOLE, CACHE = 12_000_000, 2_500_000  # bytes of patches up to which they are made at once, and else at a time
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -88,8 +88,11 @@ def _patches(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) 
         ]
         return jnp.concatenate(taps, axis=-1) @ kernel.reshape(kh * kw * c, f)
 
-    count = math.gcd(len(x), 2 ** int(math.log2(max(1, CACHE // (4 * height * width * kh * kw * c)))))
-    if count == len(x) or jax.device_count() > 1:  # a batch split between devices cannot be taken apart once more
+    size = 4 * height * width * kh * kw * c  # bytes of an example's patches
+    count = math.gcd(len(x), 2 ** int(math.log2(max(1, CACHE // size))))
+    if (
+        len(x) * size <= WHOLE or count == len(x) or jax.device_count() > 1
+    ):  # a batch split between devices cannot be taken apart once more
         return few(x)
     parts = x.reshape(-1, count, *x.shape[1:])
     return lax.scan(lambda _, part: (None, jax.checkpoint(few)(part)), None, parts)[1].reshape(len(x), height, width, f)

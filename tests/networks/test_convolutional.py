@@ -172,6 +172,7 @@ def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkey
 
     whole = value_and_gradients(x, kernel)
     of_one = 4 * {"conv": 3 * 3, "conv_transpose": 5 * 6}[name] * 2 * {"conv": 9, "conv_transpose": 4}[name]
+    monkeypatch.setattr(conv, "WHOLE", of_one)
     monkeypatch.setattr(conv, "CACHE", 7 * of_one)
     assert "scan" not in str(jax.make_jaxpr(lambda *given: value_and_gradients(*given))(x, kernel))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -180,8 +181,9 @@ def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkey
 
 
 def test_formulations_by_shape():
-    assert conv.formulation_of("auto", 28, 5, 2, 16) == conv.formulation_of("auto", 4, 5, 2, 128) == "rows"
-    assert conv.formulation_of("auto", 32, 3, 1, 16) == conv.formulation_of("auto", 8, 2, 2, 4) == "patches"
+    assert conv.formulation_of("auto", 14, 3, 1, 4) == conv.formulation_of("auto", 4, 5, 2, 128) == "rows"
+    assert conv.formulation_of("auto", 28, 5, 2, 16) == conv.formulation_of("auto", 32, 3, 1, 16) == "patches"
+    assert conv.formulation_of("auto", 8, 2, 2, 4) == "patches"
     assert conv.formulation_of("lax", 28, 5, 2, 16) == "lax"
     with pytest.raises(UserError, match="formulation='fft': must be one of auto, lax, rows, patches"):
         conv.formulation_of("fft", 28, 5, 2, 16)
