@@ -5,7 +5,6 @@ The fields are explained in `experiments/configs/common.py`.
 
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,18 +16,15 @@ import avb_jax
 from avb_jax import contrast, data, distributions, divergences, networks
 from avb_jax.data.dataset import Dataset
 from avb_jax.data.photos import Photos
+from avb_jax.families import Parts, activation_of, computing, parts_of, pick
 from avb_jax.method import Method
 from avb_jax.network import Network
-from avb_jax.training import blocks
 from avb_jax.transforms import with_ema
 from avb_jax.types import Players, UserError
 
-ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "silu": nn.silu, "tanh": nn.tanh}
 SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "bfloat16")
 CONTRASTS = ("none", "adaptive")
 ENCODERS = ("black_box", "semi_implicit")
-ADVERSARIES = ("inner_product", "joint", "mixture")
 DIVERGENCES = {
     "jensen_shannon": divergences.jensen_shannon,
     "kl": divergences.kl,
@@ -44,13 +40,6 @@ POSTERIORS = {
     "realnvp": networks.RealNVPEncoder,
     "auxiliary": networks.AuxiliaryEncoder,
 }
-# The likelihood, and how many numbers per pixel it takes of the decoder.
-LIKELIHOODS = {
-    "bernoulli": lambda config: (distributions.bernoulli, 1),
-    "gaussian": lambda config: (distributions.gaussian(config.likelihood_std), 1 if config.likelihood_std else 2),
-    "logistic": lambda config: (distributions.discretized_logistic(), 2),
-}
-SCALES = {"pixel": False, "global": True}  # whether all pixels share one learned scale
 
 
 def methods(config: ml_collections.ConfigDict, x_shape: tuple[int, ...]) -> dict[str, Method]:
@@ -70,14 +59,14 @@ def method_names(config: ml_collections.ConfigDict) -> list[str]:
     """
     names = [name.strip() for name in config.method.split(",")]
     for name in names:
-        _pick("method", name, METHODS)
+        pick("method", name, METHODS)
     return names
 
 
 def method(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ...]) -> Method:
     """The method of a name; every method gets the same decoder."""
     _check(config)
-    made = METHODS[name](config, _family(config, name, x_shape))
+    made = METHODS[name](config, parts_of(config, name, x_shape))
     return with_ema(made, config.ema_decay) if config.ema_decay else made
 
 
@@ -153,37 +142,6 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
     return Run(config, name, method(config, name, found.x_shape), found, config.num_seeds)
 
 
-class Parts(NamedTuple):
-    """What the constructors of methods choose from."""
-
-    trunk: nn.Module  # of the encoder
-    decoder: nn.Module | Network
-    pairs: nn.Module | Network  # an adversary of (x, z)
-    latents: nn.Module | Network  # of z
-    images: nn.Module | Network  # of x
-    likelihood: Callable
-
-
-def _family(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ...]) -> Parts:
-    likelihood, parameters = _pick("likelihood", config.likelihood, LIKELIHOODS)(config)
-    shared = _pick("likelihood_scale", config.likelihood_scale, SCALES) and parameters == 2
-    if name in ("bigan", "gan", "vaegan"):
-        likelihood, parameters, shared = distributions.deterministic, 1, False
-    family = _pick("network.family", config.network.family, FAMILIES)
-    lacking = [field for field in FAMILY_FIELDS[config.network.family] if field not in config.network]
-    if lacking:
-        raise UserError(f"network.family={config.network.family!r}: this config has no network.{lacking[0]}; use one that has")
-    trunk, decoder, pairs, latents, images = family(config, x_shape, 1 if shared else parameters)
-    decoder = networks.GlobalScale(decoder) if shared else decoder
-    return Parts(trunk, *(_computing(config, network) for network in (decoder, pairs, latents, images)), likelihood)
-
-
-def _computing(config, network: nn.Module) -> nn.Module | Network:
-    """A player's network in the precision, and with the memory, that the config says."""
-    network = networks.in_bfloat16(network) if _pick("precision", config.precision, PRECISIONS) == "bfloat16" else network
-    return networks.rematerialized(network) if config.rematerialize else network
-
-
 def _avb(config, parts: Parts) -> Method:
     options, adaptive = config.contrast, config.contrast.kind == "adaptive"
     encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
@@ -200,7 +158,7 @@ def _avb(config, parts: Parts) -> Method:
         )
         noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
     return avb_jax.avb(
-        _computing(config, encoder),
+        computing(config, encoder),
         parts.decoder,
         parts.pairs,
         contrast=contrast.Adaptive(options.moment_draws, options.moment_gradients) if adaptive else None,
@@ -222,7 +180,7 @@ def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
         parts.trunk,
         config.latent_dim,
         tuple(options.widths),
-        _activation(config),
+        activation_of(config),
         config.network.head_scale,
         options.smallest_std,
     )
@@ -232,7 +190,7 @@ def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
 def _sivi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
     return avb_jax.sivi(
-        _computing(config, encoder),
+        computing(config, encoder),
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
@@ -245,7 +203,7 @@ def _sivi(config, parts: Parts) -> Method:
 def _uivi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
     return avb_jax.uivi(
-        _computing(config, encoder),
+        computing(config, encoder),
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
@@ -257,11 +215,11 @@ def _uivi(config, parts: Parts) -> Method:
 
 def _iwhvi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
-    reverse = networks.ReverseModel(parts.trunk, noise_dim, tuple(config.encoder.widths), _activation(config))
+    reverse = networks.ReverseModel(parts.trunk, noise_dim, tuple(config.encoder.widths), activation_of(config))
     return avb_jax.iwhvi(
-        _computing(config, encoder),
+        computing(config, encoder),
         parts.decoder,
-        _computing(config, reverse),
+        computing(config, reverse),
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
         inner_draws=config.inner_draws,
@@ -272,7 +230,7 @@ def _iwhvi(config, parts: Parts) -> Method:
 
 def _aae(config, parts: Parts) -> Method:
     return avb_jax.aae(
-        _computing(config, networks.BlackBoxEncoder(parts.trunk, config.latent_dim)),
+        computing(config, networks.BlackBoxEncoder(parts.trunk, config.latent_dim)),
         parts.decoder,
         parts.latents,
         likelihood=parts.likelihood,
@@ -291,7 +249,7 @@ def _vae(config, parts: Parts) -> Method:
     more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
     encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
     return avb_jax.vae(
-        _computing(config, encoder),
+        computing(config, encoder),
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0),
@@ -343,7 +301,7 @@ METHODS = {
 
 
 def _gaussian(config, parts: Parts) -> nn.Module | Network:
-    return _computing(config, networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale))
+    return computing(config, networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale))
 
 
 def _shared(config) -> dict[str, Any]:
@@ -351,7 +309,7 @@ def _shared(config) -> dict[str, Any]:
 
 
 def _of_adversary(config) -> dict[str, Any]:
-    divergence = _pick("divergence", config.divergence, DIVERGENCES)
+    divergence = pick("divergence", config.divergence, DIVERGENCES)
     return {"divergence": divergence, "adversary_steps": config.adversary_steps}
 
 
@@ -362,9 +320,9 @@ def _kl_weight(config) -> dict[str, Any]:
 def _check(config: ml_collections.ConfigDict) -> None:
     """Refuses what the constructors do not see."""
     options = config.contrast
-    _pick("contrast.kind", options.kind, CONTRASTS)
-    _pick("posterior.kind", config.posterior.kind, POSTERIORS)
-    _pick("encoder.kind", config.encoder.kind, ENCODERS)
+    pick("contrast.kind", options.kind, CONTRASTS)
+    pick("posterior.kind", config.posterior.kind, POSTERIORS)
+    pick("encoder.kind", config.encoder.kind, ENCODERS)
     for field, value, holds, remedy in (
         ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
@@ -374,94 +332,3 @@ def _check(config: ml_collections.ConfigDict) -> None:
     ):
         if not holds:
             raise UserError(f"{field}={value!r}: must be {remedy}")
-
-
-def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
-    """An adversary of (x, z)."""
-    activation, features = _activation(config), config.network.adversary_features
-    z_net = networks.MLP(z_widths, activation)
-    kind, components = _pick("network.adversary", config.network.adversary, ADVERSARIES), config.network.adversary_components
-    if kind == "mixture":
-        return networks.MixtureAdversary(x_net, components)
-    if kind == "joint":
-        options = {"components": components, "activation": activation}
-        return networks.JointAdversary(x_net, z_net, features, (features, features), **options)
-    adaptive = config.contrast.kind == "adaptive"
-    return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=adaptive)
-
-
-def _mlp(config, x_shape, parameters):
-    activation, widths, rank = _activation(config), tuple(config.network.widths), len(x_shape)
-
-    def trunk() -> networks.MLP:
-        return networks.MLP(widths, activation, rank)
-
-    encoder = networks.MLP((*widths, *config.network.encoder_widths), activation, rank)
-    pairs = _pairs(config, trunk(), widths)
-    decoder = networks.MLPDecoder(x_shape, parameters, widths, activation)
-    latents = networks.LatentAdversary(widths, activation)
-    return encoder, decoder, pairs, latents, networks.ImageAdversary(trunk())
-
-
-def _conv(config, x_shape, parameters):
-    options, activation, axis = config.network, _activation(config), _axis(config)
-
-    def trunk() -> networks.ConvNet:
-        return networks.ConvNet(options.channels, options.kernel_size, activation, options.batch_norm, axis_name=axis)
-
-    z_widths = tuple(options.z_widths)
-    decoder = networks.ConvDecoder(
-        x_shape,
-        parameters,
-        options.channels,
-        options.kernel_size,
-        activation,
-        options.decoder_batch_norm,
-        axis_name=axis,
-    )
-    pairs, latents = _pairs(config, trunk(), z_widths), networks.LatentAdversary(z_widths, activation)
-    return trunk(), decoder, pairs, latents, networks.ImageAdversary(trunk())
-
-
-def _resnet(config, x_shape, parameters):
-    options, activation, axis = config.network, _activation(config), _axis(config)
-    adversary, widths = (options.adversary_channels, options.adversary_kernel_size), tuple(options.adversary_widths)
-    encoder = networks.ResNet(
-        options.channels, options.kernel_size, options.units, activation, options.batch_norm, axis_name=axis
-    )
-    decoder = networks.ResNetDecoder(
-        x_shape,
-        parameters,
-        options.channels,
-        options.kernel_size,
-        options.units,
-        activation,
-        options.decoder_batch_norm,
-        axis_name=axis,
-    )
-    pairs = networks.ConvAdversary(*adversary, widths, activation, options.batch_norm, axis_name=axis)
-    images = networks.ImageAdversary(networks.ConvNet(*adversary, activation, options.batch_norm, axis_name=axis))
-    return encoder, decoder, pairs, networks.LatentAdversary(widths, activation), images
-
-
-FAMILIES = {"mlp": _mlp, "conv": _conv, "resnet": _resnet}
-FAMILY_FIELDS = {
-    "mlp": ("widths", "encoder_widths", "adversary", "adversary_components", "adversary_features"),
-    "conv": ("channels", "kernel_size", "z_widths", "adversary", "adversary_components", "adversary_features"),
-    "resnet": ("units", "adversary_channels", "adversary_kernel_size", "adversary_widths"),
-}
-
-
-def _axis(config) -> str | None:
-    """Under pmap, batch statistics are over the global batch."""
-    return blocks.AXIS if config.parallel == "pmap" else None
-
-
-def _activation(config):
-    return _pick("network.activation", config.network.activation, ACTIVATIONS)
-
-
-def _pick(field: str, name: str, choices):
-    if name not in choices:
-        raise UserError(f"{field}={name!r}: must be one of {', '.join(choices)}")
-    return choices[name] if isinstance(choices, dict) else name

@@ -26,6 +26,7 @@ ORDER = [
     "figures",
     "fitting",
     "inference",
+    "families",
     "build",
 ]
 # `load` rebuilds a method from a run's config, and imports what does it when it is called.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import avb_jax
-from avb_jax import UserError, build, networks
+from avb_jax import UserError, build, families, networks
 from avb_jax.methods import update
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -105,16 +105,16 @@ SMALL = {
 # What a field's text may be, where a test is to choose another.
 CHOICES = {
     "method": build.METHODS,
-    "precision": build.PRECISIONS,
+    "precision": families.PRECISIONS,
     "parallel": ("jit", "pmap"),  # where every device draws noise of its own
     "likelihood": ("gaussian", "bernoulli"),
-    "likelihood_scale": build.SCALES,
+    "likelihood_scale": families.SCALES,
     "divergence": build.DIVERGENCES,
     "contrast.kind": build.CONTRASTS,
     "encoder.kind": build.ENCODERS,
-    "network.adversary": build.ADVERSARIES,
+    "network.adversary": families.ADVERSARIES,
     "posterior.kind": build.POSTERIORS,
-    "network.activation": build.ACTIVATIONS,
+    "network.activation": families.ACTIVATIONS,
     "optimizer.schedule": build.SCHEDULES,
     "data.name": ("digits", "four_points", "drawn_faces"),
     "data.binarize": ("none", "dynamic"),
