@@ -55,19 +55,7 @@ def main(argv: list[str]) -> None:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: log p(x) by {estimator.name}")
     for name, method in build.methods(config, data.x_shape).items():
         try:
-            avb_jax.fit(
-                method,
-                data,
-                steps=config.steps,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                num_seeds=config.num_seeds,
-                parallel=config.parallel,
-                log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every,
-                name=name,
-                callbacks=[Clock(estimator)],
-            )
+            launch.train(config, None, method, data, [Clock(estimator)], name)
         except Reached:
             continue
 

@@ -100,7 +100,7 @@ def errors_in_one_line():
 
 def train(
     config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     method: Method,
     data: Dataset,
     callbacks: Sequence[Callback] = (),
