@@ -41,7 +41,7 @@ READERS = {
     "AVB's terms": ("avb", "encoder decoder adversary", lambda m, s: m.elbo(KEY, s, IMAGES)[:2]),
     "VAE's terms": ("vae", "encoder decoder", lambda m, s: m.elbo(KEY, s, IMAGES)[:2]),
     "elbo": ("avb", "encoder decoder adversary", by(ELBO(draws=2))),
-    "importance": ("avb", "encoder decoder", by(ImportanceSampling(samples=4))),
+    "importance": ("avb", "encoder decoder", by(ImportanceSampling(samples=32))),
     "ais": ("avb", "encoder decoder", lambda m, s: by(AIS(**ANNEALING))(m, s).log_likelihood),
     "bdmc": ("avb", "encoder decoder", lambda m, s: by(BDMC(**ANNEALING))(m, s)[:2]),
     "quadrature": ("avb", "decoder", lambda m, s: by(Quadrature(points=12))(m, s).log_likelihood),

@@ -89,7 +89,7 @@ def test_mnist_with_convolutions(tmp_path, idx_folder):
     [
         (["stepz=1"], None, "stepz"),
         (["steps=ten"], None, "steps"),
-        ([], "experiments/configs/synthetic.py:huge", "no such variant; there are full, paper"),
+        ([], "experiments/configs/synthetic.py:huge", "no such variant; there are full, semi_implicit, paper"),
         ([], "experiments/configs/nowhere.py", "nowhere.py"),
         (["method=avb,flow"], None, "method='flow': must be one of avb, vae"),
         (["optimizer.decoder_rate=1e30"], None, "is not finite by step"),
