@@ -326,6 +326,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for field, value, holds, remedy in (
         ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
+        ("encoder.widths", tuple(config.encoder.widths), len(config.encoder.widths) >= 1, "one width at least"),
         ("encoder.smallest_std", config.encoder.smallest_std, config.encoder.smallest_std >= 0, "at least 0"),
         ("posterior.flows", config.posterior.flows, config.posterior.flows >= 1, "at least 1"),
         ("network.head_scale", config.network.head_scale, config.network.head_scale > 0, "positive"),

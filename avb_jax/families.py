@@ -67,6 +67,8 @@ def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
     activation, features = activation_of(config), config.network.adversary_features
     z_net = networks.MLP(z_widths, activation)
     kind, components = pick("network.adversary", config.network.adversary, ADVERSARIES), config.network.adversary_components
+    if components < (kind == "mixture"):
+        raise UserError(f"network.adversary_components={components}: must be at least {int(kind == 'mixture')} with {kind!r}")
     if kind == "mixture":
         return networks.MixtureAdversary(x_net, components)
     if kind == "joint":

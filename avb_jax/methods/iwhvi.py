@@ -32,7 +32,7 @@ def negative_elbo_hierarchical(
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
-    """Sobolev & Vetrov's lower bound on the ELBO (2019, eq. 6), negated.
+    """Sobolev & Vetrov's lower bound on the ELBO (2019), negated.
 
         log q(z|x) <= E log (1 / (K + 1)) sum_{k=0..K} q(z|x, noise_k) p(noise_k) / tau(noise_k|x, z)
 

@@ -30,10 +30,10 @@ def negative_elbo_semi_implicit(
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
-    """Yin & Zhou's lower bound on the ELBO (2018, eq. 8 with its own draw among the K + 1), negated.
+    """Yin & Zhou's lower bound on the ELBO (2018), each draw's own conditional among the K + 1, negated.
 
     Each of the S draws of z is scored by the mixture of all S conditionals q(z|x, u_s), its own among them: on average at least
-    log q(z|x), by less than log S.
+    log q(z|x), by I(z; u) - log S or more where the conditionals lie that far apart.
 
     Args:
       params: the encoder's and the decoder's.

@@ -35,7 +35,7 @@ def negative_elbo_unbiased(
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
-    """A loss with the gradient of the negative ELBO (Titsias & Ruiz 2019, eq. 8), whose own value says nothing.
+    """A loss with the gradient of the negative ELBO (Titsias & Ruiz 2019), whose own value says nothing.
 
     Args:
       params: the encoder's and the decoder's.

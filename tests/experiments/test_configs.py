@@ -244,6 +244,8 @@ def test_numbers_are_checked():
         {"ema_decay": 1.0},
         {"posterior.flows": 0},
         {"encoder.smallest_std": -0.1},
+        {"encoder.widths": ()},
+        {"network.adversary_components": -1},
         {"feature_weight": -1.0},
     ):
         (name,) = changes
@@ -294,6 +296,11 @@ def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
 def test_a_family_that_a_config_has_no_fields_for_is_refused():
     with pytest.raises(UserError, match=r"network.family='resnet': this config has no network.units"):
         build.method(small("mnist", **{"network.family": "resnet"}), "avb", (8, 8))
+
+
+def test_a_mixture_has_components():
+    with pytest.raises(UserError, match=r"network.adversary_components=0: must be at least 1 with 'mixture'"):
+        build.method(small("synthetic", **{"network.adversary": "mixture"}), "avb", (2, 2))
 
 
 def test_each_posterior_is_built(monkeypatch):
