@@ -13,6 +13,7 @@ from avb_jax import Players, UserError, distributions
 from avb_jax.data import to_pixels
 from avb_jax.distributions import DiscretizedLogistic, bernoulli, deterministic, discretized_logistic, gaussian
 from avb_jax.methods import avb
+from avb_jax.networks import onednn
 from avb_jax.networks.conv import conv, conv_transpose
 from avb_jax.players import draw
 from tests.conftest import small_method, small_networks
@@ -225,5 +226,5 @@ class ConvTest(chex.TestCase):
             return self.variant(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, w)
 
         expected = value_and_gradients("lax")
-        for formulation in ("rows", "patches"):
+        for formulation in ("rows", "patches", *(["onednn"] if onednn.available() else [])):
             chex.assert_trees_all_close(expected, value_and_gradients(formulation), rtol=1e-4, atol=1e-4)

@@ -1,7 +1,8 @@
 """Convolutions that pick their formulation by backend and shape, with the same parameters and the same result in each.
 
 GPUs and TPUs want `lax.conv`. XLA's CPU backend runs it at a few percent of the machine's speed inside a `lax.scan`, which is
-where training happens. There a convolution is strided slices next to each other and one matrix product, in one of two ways:
+where training happens. There oneDNN does it where the extra `avb_jax[onednn]` is installed (`networks.onednn`); else, and for
+the narrowest layers, a convolution is strided slices next to each other and one matrix product, in one of two ways:
 
   rows     slices of whole rows, times a matrix [k W C, W' F] that has the kernel once for each output column: k slices in the
            place of k * k, and W / k times the products, the rest of them with zeros. For small layers, whose time is copies.
@@ -20,9 +21,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from avb_jax.networks import onednn
 from avb_jax.types import Array, UserError
 
-FORMULATIONS = ("auto", "lax", "rows", "patches")
+FORMULATIONS = ("auto", "lax", "onednn", "rows", "patches")
 NARROW = 40  # of F (W - k) / (k - s): up to here, products with zeros cost less than copies do
 WHOLE, CACHE = 12_000_000, 2_500_000  # bytes of patches up to which they are made at once, and else at a time
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -31,7 +33,9 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto") -> Array:
     """Convolution with SAME padding: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F]; kernel [k, k, C, F]."""
     pads = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    chosen = formulation_of(formulation, x.shape[2], kernel.shape[1], stride, kernel.shape[3])
+    chosen = formulation_of(formulation, x.dtype, x.shape[2], kernel.shape[1], stride, kernel.shape[3])
+    if chosen == "onednn":
+        return onednn.forward(x, kernel, stride, pads)
     if chosen == "lax":
         return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
     if chosen == "patches":
@@ -49,7 +53,10 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2, formulation: str = 
     # Output pixel s p + r sees input pixel p + d through tap s d - r + pad.
     pad = k - 1 if s > k - 1 else (k + s - 1) // 2
     low, high = -(pad // s), (k - 1 + s - 1 - pad) // s
-    chosen = formulation_of(formulation, w, high - low + 1, 1, s * s * kernel.shape[3])
+    chosen = formulation_of(formulation, x.dtype, w, high - low + 1, 1, s * s * kernel.shape[3])
+    if chosen == "onednn":
+        flipped, pads = kernel[::-1, ::-1].swapaxes(2, 3), [(k - 1 - pad, pad + 1 - s)] * 2
+        return onednn.transposed(x, flipped, s, pads, (h * s, w * s))
     if chosen == "lax":
         return lax.conv_transpose(x, kernel, (s, s), "SAME", dimension_numbers=_LAYOUT)
     offset, tap, phase = np.ogrid[low : high + 1, :k, :s]
@@ -103,19 +110,27 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def formulation_of(formulation: str, width: int, kernel: int, stride: int, features: int) -> str:
+def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int, features: int) -> str:
     """What 'auto' stands for: by measurement, see `benchmarks/conv.py`.
 
     Raises:
-      UserError: no such formulation.
+      UserError: no such formulation, or oneDNN's where it cannot be had.
     """
     if formulation not in FORMULATIONS:
         raise UserError(f"formulation={formulation!r}: must be one of {', '.join(FORMULATIONS)}")
+    can = jax.default_backend() == "cpu" and dtype in onednn.DTYPES
+    if formulation == "onednn" and not (can and onednn.available()):
+        raise UserError(
+            f"formulation='onednn', {dtype}: needs a CPU, float32 or bfloat16, a C++ compiler and pip install 'avb_jax[onednn]'"
+        )
     if formulation != "auto":
         return formulation
     if jax.default_backend() != "cpu":
         return "lax"
-    return "rows" if features * (width - kernel) <= NARROW * (kernel - stride) else "patches"
+    if features * (width - kernel) <= NARROW * (kernel - stride):
+        return "rows"
+    one_device = jax.device_count() == 1  # a call of oneDNN cannot be split between devices
+    return "onednn" if can and one_device and onednn.available() else "patches"
 
 
 class Conv(nn.Module):

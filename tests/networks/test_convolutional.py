@@ -1,5 +1,7 @@
 """The networks of section 4: what they promise beyond their shapes."""
 
+import functools
+
 import chex
 import flax
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from avb_jax import UserError, networks
-from avb_jax.networks import conv
+from avb_jax.networks import conv, onednn
 from avb_jax.networks.dcgan import layer_sizes
 from avb_jax.networks.resnet import ResidualUnit
 
@@ -180,10 +182,16 @@ def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkey
     assert f"length={parts}" in str(jax.make_jaxpr(lambda *given: value_and_gradients(*given))(x, kernel))
 
 
-def test_formulations_by_shape():
-    assert conv.formulation_of("auto", 14, 3, 1, 4) == conv.formulation_of("auto", 4, 5, 2, 128) == "rows"
-    assert conv.formulation_of("auto", 28, 5, 2, 16) == conv.formulation_of("auto", 32, 3, 1, 16) == "patches"
-    assert conv.formulation_of("auto", 8, 2, 2, 4) == "patches"
-    assert conv.formulation_of("lax", 28, 5, 2, 16) == "lax"
-    with pytest.raises(UserError, match="formulation='fft': must be one of auto, lax, rows, patches"):
-        conv.formulation_of("fft", 28, 5, 2, 16)
+@pytest.mark.parametrize("installed", [False, True])
+def test_formulations_by_shape(monkeypatch, installed):
+    monkeypatch.setattr(onednn, "available", lambda: installed)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    of, wide = functools.partial(conv.formulation_of, "auto", jnp.float32), "onednn" if installed else "patches"
+    assert of(14, 3, 1, 4) == of(4, 5, 2, 128) == "rows"
+    assert of(28, 5, 2, 16) == of(32, 3, 1, 16) == of(8, 2, 2, 4) == wide
+    assert conv.formulation_of("auto", jnp.float64, 28, 5, 2, 16) == "patches"
+    assert conv.formulation_of("lax", jnp.float32, 28, 5, 2, 16) == "lax"
+    monkeypatch.setattr(jax, "device_count", lambda: 2)  # a call of oneDNN's cannot be split
+    assert of(28, 5, 2, 16) == "patches"
+    with pytest.raises(UserError, match="formulation='fft': must be one of auto, lax, onednn, rows, patches"):
+        conv.formulation_of("fft", jnp.float32, 28, 5, 2, 16)
