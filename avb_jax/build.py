@@ -3,7 +3,6 @@
 The fields are explained in `experiments/configs/common.py`.
 """
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from avb_jax.data.photos import Photos
 from avb_jax.families import Parts, activation_of, computing, parts_of, pick
 from avb_jax.method import Method
 from avb_jax.network import Network
+from avb_jax.training.workdir import read_json
 from avb_jax.transforms import with_ema
 from avb_jax.types import Players, UserError
 
@@ -60,6 +60,8 @@ def method_names(config: ml_collections.ConfigDict) -> list[str]:
     names = [name.strip() for name in config.method.split(",")]
     for name in names:
         pick("method", name, METHODS)
+        if names.count(name) > 1:
+            raise UserError(f"method={config.method!r}: {name} is named {names.count(name)} times")
     return names
 
 
@@ -84,6 +86,11 @@ def optimizers(config: ml_collections.ConfigDict) -> Players:
     options, shape_rate = config.optimizer, config.contrast.shape_rate
     if not shape_rate > 0:
         raise UserError(f"contrast.shape_rate={shape_rate!r}: must be positive")
+    for field in ("b1", "b2"):
+        if not 0 <= options[field] < 1:
+            raise UserError(f"optimizer.{field}={options[field]!r}: must be at least 0 and below 1")
+    if options.clip is not None and not options.clip > 0:
+        raise UserError(f"optimizer.clip={options.clip!r}: must be positive, or None")
     if options.accumulate < 1:
         raise UserError(f"optimizer.accumulate={options.accumulate!r}: must be at least 1")
     if options.schedule not in SCHEDULES:
@@ -133,7 +140,7 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"workdir={workdir}: no run there (there is no {path}); name the directory of a finished run")
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = ml_collections.ConfigDict(read_json(path))
     config.data.dir = data_dir or config.data.dir
     names = method_names(config)
     if name is not None and name not in names:
@@ -323,7 +330,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     pick("contrast.kind", options.kind, CONTRASTS)
     pick("posterior.kind", config.posterior.kind, POSTERIORS)
     pick("encoder.kind", config.encoder.kind, ENCODERS)
+    widths = {f"{group}.widths": config[group].widths for group in ("encoder", "contrast", "posterior")}
+    widths |= {f"network.{name}": config.network[name] for name in config.network if name.endswith("widths")}
     for field, value, holds, remedy in (
+        *((field, tuple(value), all(width >= 1 for width in value), "at least 1 each") for field, value in widths.items()),
+        *((field, config[field], config[field] >= 1, "at least 1") for field in ("latent_dim", "noise_dim", "noise_draws")),
         ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
         ("encoder.widths", tuple(config.encoder.widths), len(config.encoder.widths) >= 1, "one width at least"),

@@ -1,19 +1,22 @@
 """`fit` trains a method with what a user expects of a training; `load` gives back what was trained."""
 
+import functools
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+import tqdm
 
 from avb_jax.data.dataset import Dataset
 from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.method import Method
 from avb_jax.training import checkpoints
+from avb_jax.training import workdir as workdir_of
 from avb_jax.training.callbacks import Callback, JSONLines, ProgressBar, TensorBoard
 from avb_jax.training.loop import as_data, initial_state, train
-from avb_jax.types import State, UserError
+from avb_jax.types import Diverged, State, UserError
 
 
 def default_callbacks(held_out: int = 32, quiet: bool = False) -> list[Callback]:
@@ -44,6 +47,7 @@ def fit(
     callbacks: Sequence[Callback] | None = None,
     quiet: bool = False,
     state: State | None = None,
+    rollbacks: int = 0,
 ) -> State:
     """Trains a method, from its latest checkpoint where there is one.
 
@@ -67,13 +71,15 @@ def fit(
       quiet: no progress on the terminal; warnings are reported.
       state: where a run without a checkpoint begins, with a leading axis of seeds where there are several; what `method.init`
         makes by default. It is copied, and stays the caller's.
+      rollbacks: how often a run that has diverged goes back to its latest checkpoint and on from there with other noise, before
+        it ends with `Diverged`; of the whole run, interruptions included.
 
     Returns:
       The final State.
 
     Raises:
       UserError: a slip in the arguments, or examples that the likelihood gives no probability to (of 10,000 at most, evenly
-        spaced, and one draw from the prior); `Diverged`: a loss that is not finite.
+        spaced, and one draw from the prior); `Diverged`: a loss, or a player, is not finite.
       Interrupted: SIGINT or SIGTERM came; the State was saved first.
 
     Example:
@@ -89,8 +95,8 @@ def fit(
       >>> int(state.step), avb_jax.fit(method, x, steps=4, batch_size=8, num_seeds=3, quiet=True).step.shape
       (4, (3,))
     """
-    callbacks = default_callbacks(quiet=quiet) if callbacks is None else callbacks
-    return train(
+    run = functools.partial(
+        train,
         method,
         data,
         steps=steps,
@@ -103,9 +109,24 @@ def fit(
         checkpoint_every=checkpoint_every,
         workdir=workdir,
         name=name,
-        callbacks=callbacks,
+        callbacks=default_callbacks(quiet=quiet) if callbacks is None else callbacks,
         state=state,
     )
+    if not rollbacks:
+        return run()
+    if workdir is None:
+        raise UserError(f"rollbacks={rollbacks}: needs a workdir, with the checkpoints to go back to")
+    while True:
+        try:
+            return run()
+        except Diverged as error:
+            done = workdir_of.rollbacks(pathlib.Path(workdir), name or method.name)
+            if done >= rollbacks:
+                raise Diverged(f"{error} (after {done} rollbacks)") from None
+            workdir_of.rollbacks(pathlib.Path(workdir), name or method.name, more=1)
+            tqdm.tqdm.write(
+                f"{error.args[0].partition(';')[0]}: rollback {done + 1} of {rollbacks}, to other noise", file=sys.stderr
+            )
 
 
 class Loaded(NamedTuple):
@@ -151,17 +172,13 @@ def load(
     return Loaded(method, state, data, num_seeds)
 
 
-def restore(workdir: pathlib.Path, name: str, like: State) -> State:
-    """The latest State of a run's method, shaped like `like`.
+def restore(workdir: pathlib.Path, name: str, like: State, step: int | None = None) -> State:
+    """The State of a run's method at a step, by default the latest, shaped like `like`. Nothing is written.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or none that is undamaged and of this method.
     """
     folder = workdir / "checkpoints" / name
-    state = None
-    if folder.is_dir():
-        with checkpoints.open_folder(folder) as store:
-            state = checkpoints.restore(store, jax.tree.map(jax.numpy.asarray, like))
-    if state is None:
+    if not checkpoints.steps(folder):
         raise UserError(f"workdir={workdir}: no checkpoint of {name} in {folder}; train it until it has written one")
-    return state
+    return checkpoints.restore(folder, like, step)

@@ -24,7 +24,7 @@ def encode(
       The `Posterior`, with z [B, Z] or [S, B, Z] and moments [B, Z], and the encoder's new collections.
 
     Raises:
-      UserError: the encoder's output does not have these shapes, or is called Gaussian and has no moments.
+      UserError: the encoder's output does not have these shapes, has no gradient, or is called Gaussian and has no moments.
     """
     shape = (*noise.shape[:-1], latent_dim)
     separate = noise.ndim == 3 and not network.shares_x
@@ -34,6 +34,10 @@ def encode(
     out, collections = call(network, params, collections, x, noise, train=train)
     posterior = out if isinstance(out, Posterior) else Posterior(out)
     _check_shape("encoder", posterior.z, (*noise.shape[:-1], latent_dim))
+    if not jnp.issubdtype(posterior.z.dtype, jnp.floating):
+        raise UserError(
+            f"encoder: z of type {posterior.z.dtype}, through which no gradient comes back; give floating-point numbers"
+        )
     for moment in (posterior.mean, posterior.std):
         if moment is not None:
             _check_shape("encoder's moments", moment, (x.shape[0], latent_dim))

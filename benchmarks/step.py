@@ -171,8 +171,8 @@ class Ours:
             batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, shape, dtype=np.int32))
 
             def run(batches=batches) -> None:
-                self.state, info = compiled.run(key, self.state, batches)
-                jax.block_until_ready(info)
+                self.state, observed = compiled.run(key, self.state, batches)
+                jax.block_until_ready(observed.info)
 
             first, second = timed(run), timed(run)
             if second > seconds / 2:

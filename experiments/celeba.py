@@ -33,7 +33,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     features = _features(config.evaluation.features)
     faces = build.dataset(config)
     methods = build.methods(config, faces.x_shape)
-    launch.claim(config, folder)
+    launch.check(config, folder)
     options = config.evaluation
     count = min(options.images, len(faces.test), len(faces.train))
     results, notes = {}, []

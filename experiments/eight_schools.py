@@ -12,7 +12,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import numpyro
@@ -31,8 +30,8 @@ from avb_jax.streams import stream
 from avb_jax.training import workdir
 from experiments import launch
 
-Y = jnp.array([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
-SIGMA = jnp.array([0.8, 0.5, 0.8, 0.6, 0.5, 0.6, 0.5, 0.4])
+Y = np.array([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
+SIGMA = np.array([0.8, 0.5, 0.8, 0.6, 0.5, 0.6, 0.5, 0.4])
 SITES = ("mu", "tau", "eta")
 SHOWN = (r"$\mu$", r"$\tau$", r"$\eta_1$", r"$\eta_2$")  # in the figure, the first columns
 LABELS = {"avb": "AVB, adaptive contrast", "mean_field": "Gaussian, mean field", "full_rank": "Gaussian, full rank"}
@@ -40,7 +39,7 @@ LABELS = {"avb": "AVB, adaptive contrast", "mean_field": "Gaussian, mean field",
 
 def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Samples the posterior by each method and compares with NUTS."""
-    launch.claim(config, folder)
+    workdir.claim(folder, config.to_dict())
     draws, seconds, results = {}, {}, {}
     for name, method in {"nuts": _nuts, "mean_field": _gaussian, "full_rank": _gaussian, "avb": _avb}.items():
         print(f"{name} ...", file=sys.stderr, flush=True)

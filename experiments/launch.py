@@ -1,11 +1,13 @@
 """What every experiment's command line shares: flags, the run directory, and errors in one line."""
 
 import contextlib
+import errno
 import functools
 import os
 import pathlib
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,10 +16,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import avb_jax
-from avb_jax import Callback, Interrupted, Method, State, UserError, default_callbacks
+from avb_jax import Callback, Interrupted, Method, State, UserError, default_callbacks, processes
 from avb_jax.data.dataset import Dataset
-from avb_jax.training import workdir
-from avb_jax.training.callbacks import Profile
+from avb_jax.fitting import restore
+from avb_jax.training import checkpoints, workdir
+from avb_jax.training.callbacks import Profile, Run
+from avb_jax.training.loop import initial_state
 
 # What a semi-implicit encoder's own bounds are called.
 OF_Q = {
@@ -26,6 +30,12 @@ OF_Q = {
     "kl_lower": "  KL(q(z|x), p(z)), without T: from below",
     "kl_upper": "  from above",
 }
+# What is the matter with a user's files or disk, and no fault of the program's.
+FILES = [
+    *(errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+]
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as gone
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
@@ -41,6 +51,10 @@ def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) ->
         explained = "FILE[:variant]; --config.field=value changes a field."
         config_flags.DEFINE_config_file("config", default, explained, values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.", values)
+        flags.DEFINE_enum("distributed", "off", ["off", "auto"], "auto: this process is one of several.", values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where no cluster says it.", values)
+        flags.DEFINE_integer("num_processes", None, "How many there are, where no cluster says it.", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster says it.", flag_values=values)
         arguments = values(config_first(argv))
         path = config_flags.get_config_filename(values["config"]).partition(".py:")[0].removesuffix(".py")
         if not pathlib.Path(f"{path}.py").is_file():
@@ -58,10 +72,30 @@ def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues =
     if "verbosity" not in values or not values["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
     keep_programs()
+    if values.distributed == "auto":
+        join(values.coordinator, values.num_processes, values.process_id)
+    elif values.coordinator is not None:
+        _fail(f"--coordinator={values.coordinator}: is for --distributed=auto")
     variant = config_flags.get_config_filename(values["config"]).partition(".py:")[2]
     folder = values.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
     with errors_in_one_line():
         main(values.config, pathlib.Path(folder))
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Makes this process one of several (SLURM, Open MPI, Kubernetes and TPU pods say which); before anything uses a device."""
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        _fail(f"--distributed=auto: {_one_line(error)}; give --coordinator=HOST:PORT, --num_processes and --process_id")
+    if not processes.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
 
 
 def config_first(argv: Sequence[str]) -> list[str]:
@@ -88,14 +122,29 @@ def keep_programs() -> None:
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """A `UserError` within ends the program with its one line and status 2; an interruption with status 130."""
+    """A `UserError`, or a file that is not to be had, ends the program with one line and status 2; an interruption with 130."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning_in_one_line
+            warnings.filterwarnings("always", module=r"avb_jax\b")
+            yield
     except UserError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in FILES:
+            raise
+        _fail(f"{error.filename or 'writing'}: {error.strerror}")
+    except jax.errors.JaxRuntimeError as error:
+        if not processes.several():
+            raise
+        print(f"error: another process is gone; start all of them again ({_one_line(error)[:200]})", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # there is nobody to take leave of
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"\n{str(error) or 'interrupted; the same command continues from what is saved'}", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # threads of JAX's that still compute crash where the interpreter is taken down around them
 
 
 def train(
@@ -108,12 +157,18 @@ def train(
 ) -> State:
     """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds."""
     callbacks = [*default_callbacks(config.check_images), *callbacks, *([Profile()] if config.profile else [])]
+    if folder is not None:
+        callbacks = [Claim(config, folder), *callbacks]
     seeds = f", {config.num_seeds} seeds" if config.num_seeds > 1 else ""
     examples = f"{len(data.train):,} examples of {'x'.join(map(str, data.x_shape))}"
     where = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(
-        f"{name or method.name}: {config.steps:,} steps of {config.batch_size}{seeds}, {examples}, on {where}", file=sys.stderr
-    )
+    where += f" of {jax.process_count()} processes" if processes.several() else ""
+    if processes.first():
+        what = f"{name or method.name}: {config.steps:,} steps of {config.batch_size}{seeds}, {examples}, on {where}"
+        print(what, file=sys.stderr)
+    state = None
+    if config.restore_from and not checkpoints.steps(folder / "checkpoints" / (name or method.name)):
+        state = state_of(config.restore_from, name or method.name, initial_state(method, data, config.seed, config.num_seeds))
     return avb_jax.fit(
         method,
         data,
@@ -127,12 +182,36 @@ def train(
         workdir=folder,
         name=name,
         callbacks=callbacks,
+        state=state,
+        rollbacks=config.rollbacks,
     )
 
 
-def claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """Makes the run directory this config's; refuses one of another config."""
-    workdir.claim(folder, config.to_dict())
+class Claim(Callback):
+    """Makes the run directory the config's when the first step is about to run, and not before: a slip must not claim it."""
+
+    def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
+        self._config, self._folder = config.to_dict(), folder
+
+    def start(self, run: Run) -> None:
+        workdir.claim(self._folder, self._config)
+
+
+def check(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Refuses the run directory of another config, before anything is trained."""
+    workdir.check(folder, config.to_dict())
+
+
+def state_of(run: str, name: str, like: State) -> State:
+    """The State that `restore_from=RUN[:step]` names, of the run's method of that name.
+
+    Raises:
+      UserError: there is none, or it is of another model.
+    """
+    folder, _, step = run.rpartition(":")
+    if not (folder and step.isdecimal()):
+        folder, step = run, ""
+    return restore(pathlib.Path(folder), name, like, int(step) if step else None)
 
 
 def headline(report: avb_jax.Report, names: dict[str, tuple[str, str]]) -> dict[str, dict]:
@@ -155,6 +234,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def _warning_in_one_line(message, category, filename, lineno, file=None, line=None) -> None:
+    del category, filename, lineno, line
+    print(f"warning: {message}", file=file or sys.stderr)
+
+
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(2)  # and not wait for the others, who will miss this one
     sys.exit(2)

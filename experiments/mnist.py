@@ -32,7 +32,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     """Trains what the config names, with pictures at each checkpoint, and evaluates on the held-out digits."""
     digits = build.dataset(config)
     methods = build.methods(config, digits.x_shape)
-    launch.claim(config, folder)
+    launch.check(config, folder)
     results, options = {}, config.evaluation
     for name, method in methods.items():
         state = launch.train(config, folder, method, digits, [Pictures(folder / "figures")])

@@ -66,7 +66,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
         raise UserError(f"latent_dim={config.latent_dim}: the log-likelihood's quadrature serves 1 to 3 latents")
     points = build.dataset(config)
     methods = build.methods(config, points.x_shape)
-    launch.claim(config, folder)
+    launch.check(config, folder)
     results, codes = {}, {}
     for name, method in methods.items():
         state = launch.train(config, folder, method, points)

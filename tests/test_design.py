@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = [
     "releases",
     "types",
+    "locks",
+    "processes",
     "streams",
     "network",
     "distributions",
@@ -53,7 +55,7 @@ def test_imports_go_up_the_list():
     for path in (ROOT / "avb_jax" / "networks").glob("*.py"):
         assert set(imported(path)) <= {"types", "network", "networks"}, "networks know only flax"
     for path in (ROOT / "avb_jax" / "data").glob("*.py"):
-        assert set(imported(path)) <= {"types", "streams", "data"}, "data knows no methods"
+        assert set(imported(path)) <= {"types", "locks", "streams", "data"}, "data knows no methods"
 
 
 def test_one_place_each_for_orbax_and_devices():
@@ -61,5 +63,5 @@ def test_one_place_each_for_orbax_and_devices():
         text, name = path.read_text(), path.name
         assert name == "checkpoints.py" or not re.search(r"^\s*(import|from) orbax", text, re.M), path
         devices = re.search(r"jax\.(pmap|device_put|make_mesh)\(|NamedSharding\(|lax\.pmean", text)
-        assert not devices or name in ("blocks.py", "devices.py", "run.py"), path
+        assert not devices or name in ("blocks.py", "devices.py", "run.py", "processes.py", "checkpoints.py"), path
         assert not re.search(r"^\s*(import|from) tensorflow\b", text, re.M), path

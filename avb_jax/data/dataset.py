@@ -57,24 +57,32 @@ def from_arrays(train: np.ndarray, test: np.ndarray | None = None, binarize: str
     """
     if binarize not in BINARIZE:
         raise UserError(f"data.binarize={binarize!r}: must be one of {', '.join(BINARIZE)}")
-    train = _check_examples(train, f"{name}: train", binarize)
-    test = train if test is None else _check_examples(test, f"{name}: test", binarize)
+    found = {"train": train} if test is None else {"train": train, "test": test}
+    found = {split: _array(examples, f"{name}: {split}") for split, examples in found.items()}
+    whole = all(x.dtype == np.uint8 for x in found.values()) and any(x.max() > 1 for x in found.values())
+    if not whole:  # intensities of 0 and 1 as uint8 are numbers as they are, if there is nothing else on either side
+        found = {split: _numbers(examples, f"{name}: {split}", binarize) for split, examples in found.items()}
+    train, test = found["train"], found.get("test", found["train"])
     if test.shape[1:] != train.shape[1:]:
         raise UserError(f"{name}: test has examples of shape {test.shape[1:]}, train {train.shape[1:]}; they must agree")
     return Dataset(train, test, binarize, name)
 
 
-def _check_examples(examples: np.ndarray, what: str, binarize: str) -> np.ndarray:
+def _array(examples: np.ndarray, what: str) -> np.ndarray:
     try:
         examples = np.asarray(examples)
     except ValueError:
         raise UserError(f"{what}: examples of unequal shapes; give one array [N, ...]") from None
     if examples.ndim < 2 or not examples.size:
         raise UserError(f"{what}: shape {examples.shape}; give a non-empty array [N, ...]")
-    if examples.dtype == np.uint8 and examples.max() > 1:
-        return examples
     if examples.dtype.kind not in "buif":
         raise UserError(f"{what}: dtype {examples.dtype}; give uint8 in 0..255, or numbers")
+    return examples
+
+
+def _numbers(examples: np.ndarray, what: str, binarize: str) -> np.ndarray:
+    if examples.dtype == np.uint8 and examples.max() > 1:
+        return examples
     examples = examples.astype(np.float32)
     low, high = examples.min(), examples.max()
     if not np.isfinite([low, high]).all():

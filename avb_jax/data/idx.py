@@ -10,6 +10,7 @@ import numpy as np
 
 from avb_jax.types import UserError
 
+LIMIT = 2**33  # bytes that a file may unpack to
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -20,22 +21,29 @@ def read(path: pathlib.Path) -> np.ndarray:
       UserError: not an IDX file, cut short, or with bytes left over.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as file:
+            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+            with gzip.open(file) if zipped else file as stream:
+                start = stream.read(4)
+                if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _DTYPES:
+                    raise UserError(f"{path}: not an IDX file; download the file again")
+                dtype, rank = np.dtype(_DTYPES[start[2]]), start[3]
+                sizes = stream.read(4 * rank)
+                if len(sizes) < 4 * rank:
+                    raise UserError(f"{path}: cut short within its header; download the file again")
+                shape = struct.unpack(f">{rank}I", sizes)
+                expected = math.prod(shape) * dtype.itemsize
+                if expected > LIMIT:
+                    raise UserError(
+                        f"{path}: its header promises {expected:,} bytes, more than {LIMIT:,}; download the file again"
+                    )
+                content = stream.read(expected + 1)  # and no more, whatever the file unpacks to
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); download the file again") from None
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
-        raise UserError(f"{path}: not an IDX file; download the file again")
-    dtype, rank = np.dtype(_DTYPES[content[2]]), content[3]
-    header = 4 + 4 * rank
-    if len(content) < header:
-        raise UserError(f"{path}: cut short within its header; download the file again")
-    shape = struct.unpack(f">{rank}I", content[4:header])
-    expected = header + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
-        raise UserError(f"{path}: {len(content):,} bytes, its header promises {expected:,}; download the file again")
-    return np.frombuffer(content, dtype, offset=header).reshape(shape)
+        found = f"{len(content):,}" if len(content) < expected else "more"
+        raise UserError(f"{path}: {found} bytes of data, its header promises {expected:,}; download the file again")
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def read_labels(directory: pathlib.Path, split: str) -> np.ndarray | None:

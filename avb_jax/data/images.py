@@ -23,11 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import tqdm
 
+from avb_jax.locks import locked
 from avb_jax.types import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+LIMIT = 2**28  # bytes that a file in an archive may unpack to; PIL has a limit of its own on pixels
 BLOCK = 1024  # images between two looks at the index
 _DEPTHS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # PIL's modes of 8 bits
 
@@ -83,6 +86,8 @@ def from_zip(path: pathlib.Path) -> Source:
     def read(name: str) -> PIL.Image.Image:
         if not hasattr(local, "archive"):
             local.archive = zipfile.ZipFile(path)
+        if (size := local.archive.getinfo(name).file_size) > LIMIT:
+            raise ValueError(f"unpacks to {size:,} bytes, more than {LIMIT:,}")
         return PIL.Image.open(io.BytesIO(local.archive.read(name)))
 
     described = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
@@ -92,13 +97,14 @@ def from_zip(path: pathlib.Path) -> Source:
 def decode(image: PIL.Image.Image, size: int, crop: int) -> np.ndarray:
     """One image [size, size, 3] uint8: the central `crop` x `crop` pixels (the largest central square where it is 0), resized.
 
-    Grey, palette and CMYK images become RGB; transparency is dropped.
+    Images that say which way is up are turned; grey, palette and CMYK images become RGB; transparency is dropped.
 
     Raises:
       ValueError: more than 8 bits per channel, or smaller than the crop; the message says which.
     """
     if image.mode not in _DEPTHS:
         raise ValueError(f"pixels of PIL mode {image.mode!r}, not 8 bits per channel")
+    image = PIL.ImageOps.exif_transpose(image)  # cameras store which way is up
     width, height = image.size
     side = crop or min(width, height)
     if side > min(width, height):
@@ -135,20 +141,20 @@ def cached(source: Source, folder: pathlib.Path, size: int, crop: int = 0, worke
     Raises:
       UserError: not one image could be decoded, or there is too little disk space.
     """
-    settings = {"source": source.fingerprint, "size": size, "crop": crop, "version": 1}
+    settings = {"source": source.fingerprint, "size": size, "crop": crop, "version": 2}
     index_path, pixels_path = folder / "index.json", folder / "pixels.bin"
     index = _read_index(index_path, pixels_path, settings, source)
-    row_bytes = size * size * 3
     if index["next"] < len(source.images):
-        folder.mkdir(parents=True, exist_ok=True)
-        needed = (len(source.images) - len(index["rows"])) * row_bytes
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"data.cache={str(folder.parent)!r}: decoding {source.name} needs {needed / 2**20:,.0f} MiB, "
-                f"{free / 2**20:,.0f} are free; name a folder with more space, or a smaller data.size"
-            )
-        _decode_all(source, index, index_path, pixels_path, size, crop, workers)
+        with locked(folder, "data.cache", wait=True):
+            index = _read_index(index_path, pixels_path, settings, source)  # as another process may have left it
+            if index["next"] < len(source.images):
+                needed, free = (len(source.images) - len(index["rows"])) * size * size * 3, shutil.disk_usage(folder).free
+                if needed > free:
+                    raise UserError(
+                        f"data.cache={str(folder.parent)!r}: decoding {source.name} needs {needed / 2**20:,.0f} MiB, "
+                        f"{free / 2**20:,.0f} are free; name a folder with more space, or a smaller data.size"
+                    )
+                _decode_all(source, index, index_path, pixels_path, size, crop, workers)
     if index["skipped"]:
         shown = "; ".join(f"{name}: {reason}" for name, reason in index["skipped"][:5])
         more = ", ..." if len(index["skipped"]) > 5 else ""
@@ -164,12 +170,17 @@ def _read_index(index_path, pixels_path, settings, source) -> dict:
     empty = {"settings": settings, "next": 0, "rows": [], "blocks": [], "skipped": []}
     try:
         index = json.loads(index_path.read_text())
+        if not (isinstance(index, dict) and index.keys() == empty.keys()):
+            raise ValueError
+    except FileNotFoundError:
+        return empty
     except (OSError, ValueError):
+        print(f"{source.name}: the index of its cache, {index_path}, is damaged; decoding it again", file=sys.stderr)
         return empty
     if index.get("settings") != settings:
         print(f"{source.name}: has changed since it was decoded; decoding it again", file=sys.stderr)
         return empty
-    if not _intact(index, pixels_path):
+    if index.get("blocks") and not _intact(index, pixels_path):
         print(f"{source.name}: its cache {pixels_path} is damaged; decoding it again", file=sys.stderr)
         return empty
     return index
@@ -184,12 +195,12 @@ def _intact(index: dict, path: pathlib.Path) -> bool:
             return zlib.crc32(file.read(block["bytes"])) == block["crc"]
 
     try:
-        if path.stat().st_size < sum(block["bytes"] for block in index["blocks"]):
+        if path.is_symlink() or path.stat().st_size < sum(block["bytes"] for block in index["blocks"]):
             return False
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return all(pool.map(check, index["blocks"]))
-    except OSError:
-        return not index["blocks"]
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 def _decode_all(source, index, index_path, pixels_path, size, crop, workers) -> None:
@@ -202,6 +213,8 @@ def _decode_all(source, index, index_path, pixels_path, size, crop, workers) -> 
         except Exception as error:  # whatever a decoder makes of a damaged file
             return " ".join(str(error).split()) or type(error).__name__
 
+    if not index["blocks"]:
+        pixels_path.unlink(missing_ok=True)  # a link in its place is not followed
     offset, begun, reported = sum(block["bytes"] for block in index["blocks"]), time.monotonic(), time.monotonic()
     total, first = len(source.images), index["next"]
     lines = not sys.stderr.isatty()

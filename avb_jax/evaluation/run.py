@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from avb_jax import processes
 from avb_jax.data.dataset import Dataset, from_arrays, to_pixels
 from avb_jax.evaluation.estimator import Estimator
 from avb_jax.evaluation.report import Report, combine
@@ -25,7 +27,7 @@ from avb_jax.training import workdir as workdirs
 from avb_jax.training.callbacks import Progress
 from avb_jax.training.loop import Interrupted
 from avb_jax.transforms import of_seed
-from avb_jax.types import Array, PyTree, State, UserError
+from avb_jax.types import Array, Diverged, PyTree, State, UserError
 
 AXIS = "devices"
 SECONDS_BETWEEN_REPORTS = 2.0
@@ -97,7 +99,11 @@ def evaluate(
         subject = Subject(name, method, one, data, s, seed, folder, quiet, notes, {}, compiled)
         numbers = {}
         for estimator in estimators:
-            found = estimator.run(subject)
+            try:
+                found = estimator.run(subject)
+            except Diverged as error:  # no number, and the reason; the others go on
+                subject.note(f"{estimator.name} has no number: {error}")
+                continue
             for (quantity, of), number in found.items():
                 if number.reason:
                     subject.note(f"{quantity}, {of}: {number.reason}")
@@ -210,7 +216,7 @@ def over_examples(function: Callable, devices: list | None = None) -> Callable:
     N must be a multiple of the devices' number. The estimator has to give each example numbers that follow from it alone
     (`evaluation.examples`); the result is then the same on any number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
 
@@ -234,7 +240,7 @@ def over_examples(function: Callable, devices: list | None = None) -> Callable:
 
 def examples_per_call(count: int, chunk: int) -> int:
     """How many of `count` examples to give `over_examples` at once: `chunk` per device, fewer where there are not so many."""
-    devices = jax.device_count()
+    devices = jax.local_device_count()
     return devices * min(chunk, -(-count // devices))
 
 
@@ -245,9 +251,15 @@ def keep_folder(folder: pathlib.Path, settings: dict) -> None:
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
-    if folder.exists() and not (path.exists() and json.loads(path.read_text()) == settings):
-        shutil.rmtree(folder)
-    workdirs.write_json(path, settings)
+    try:
+        fits = json.loads(path.read_text()) == settings
+    except (OSError, ValueError):
+        fits = False
+    if processes.first():
+        if folder.exists() and not fits:
+            shutil.rmtree(folder)
+        workdirs.write_json(path, settings)
+    processes.wait(f"{folder} is for results")
 
 
 def by_blocks(
@@ -280,10 +292,14 @@ def by_blocks(
       Interrupted: Ctrl-C came; the blocks so far are kept.
     """
     fields = [field for field, value in like._asdict().items() if value is not None]
-    parts, done, reported = [], 0, 0.0
+    parts, done, reported, damaged = [], 0, 0.0, None
     while folder is not None and done < count and (path := folder / f"{done:07}.npz").exists():
-        with np.load(path) as arrays:
-            parts.append({field: arrays[field] for field in fields})
+        try:
+            with np.load(path) as arrays:
+                parts.append({field: arrays[field] for field in fields})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            damaged = path
+            break
         done += len(parts[-1][fields[0]])
     first = done
 
@@ -292,19 +308,24 @@ def by_blocks(
 
     progress = Progress(name, count, min(done, count), quiet=quiet or done >= count, unit="example")
     with contextlib.closing(progress):
+        if damaged is not None:
+            progress.note(f"{name}: {damaged} is damaged; evaluated again from there")
         if 0 < first < count and not quiet:
             progress.note(f"{name}: continues after example {first}")
         try:
             while done < count:
-                result = estimate(np.arange(done, done + block, dtype=np.int32))
-                size = min(block, count - done)
-                parts.append({field: np.asarray(getattr(result, field))[:size] for field in fields})
-                if folder is not None:
-                    partial = folder / f"{done:07}.partial"
-                    with partial.open("wb") as file:
-                        np.savez(file, **parts[-1])
-                    partial.rename(folder / f"{done:07}.npz")
-                done += size
+                numbers = done + block * processes.index() + np.arange(block, dtype=np.int32)  # each process has a block
+                result = estimate(numbers)
+                for found in processes.gathered({field: np.asarray(getattr(result, field)) for field in fields}):
+                    if done >= count:
+                        break
+                    parts.append({field: values[: count - done] for field, values in found.items()})
+                    if folder is not None and processes.first():
+                        partial = folder / f"{done:07}.partial"
+                        with partial.open("wb") as file:
+                            np.savez(file, **parts[-1])
+                        partial.rename(folder / f"{done:07}.npz")
+                    done += len(parts[-1][fields[0]])
                 if not quiet and (done >= count or time.monotonic() - reported > SECONDS_BETWEEN_REPORTS):
                     progress.update(done, describe(joined()))
                     reported = time.monotonic()

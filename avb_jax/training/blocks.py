@@ -18,12 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from avb_jax import processes
 from avb_jax.method import Method
 from avb_jax.transforms import of_seed, over_devices
-from avb_jax.types import Array, PyTree, State, UserError
+from avb_jax.types import Array, Players, PyTree, State, UserError
 
 AXIS = "devices"
 MODES = ("auto", "jit", "pmap", "sharded")
+
+
+class Observed(NamedTuple):
+    """What a block says of itself, on the device until it is read."""
+
+    info: PyTree  # the Info's means over steps and examples
+    finite: dict[str, Array]  # by player, whether all that belongs to it is finite after the last update
+    wish: Array | bool = False  # whether any process wished to stop when the block began
 
 
 class Blocks(NamedTuple):
@@ -33,7 +42,7 @@ class Blocks(NamedTuple):
     """
 
     fetch: Callable  # indices, or batches, [steps, batch_size, ...] on the host -> as `run` wants them; any thread may call it
-    run: Callable  # (key, state, batches) -> (state, Info of means); donates state
+    run: Callable  # (key, state, batches, wish) -> (state, Observed); donates state
     place: Callable  # state on the host or one device -> as `run` wants it; a copy, which `run` may take
     gather: Callable  # as `run` returns it -> state, one copy
     mode: str
@@ -51,6 +60,8 @@ def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[st
         raise UserError(f"parallel={mode!r}: must be one of {', '.join(MODES)}")
     if mode == "auto":
         mode = "sharded" if len(devices) > 1 else "jit"
+    if processes.several() and mode != "sharded":
+        raise UserError(f"parallel={mode!r}: is for one process, and there are {jax.process_count()}; use 'sharded' or 'auto'")
     if mode == "jit":
         return mode, devices[:1]
     if batch_size % len(devices):
@@ -97,17 +108,38 @@ def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_batch = NamedSharding(mesh, PartitionSpec(*[None] * (1 if num_seeds is None else 2), AXIS))
-    data = None if streamed else jax.device_put(stored, everywhere)
-    compiled = jax.jit(block, donate_argnums=1, out_shardings=everywhere)
+    data = None if streamed else processes.put(stored, everywhere)
+    several = processes.several()
+
+    def wishing(key: Array, state: State, data: Array | None, batches: Array, wishes: Array | None) -> tuple[State, Observed]:
+        """With the processes' wishes, which have to be agreed upon in the same program: another would run next to it."""
+        state, *observed = block(key, state, data, batches)
+        return state, Observed(*observed, jnp.any(wishes) if several else False)
+
+    compiled = jax.jit(wishing, donate_argnums=1, out_shardings=everywhere)
 
     def fetch(batches: np.ndarray) -> Array:
-        return jax.device_put(_read(stored, batches) if streamed else batches, by_batch)
+        if not several:
+            return jax.device_put(_read(stored, batches) if streamed else batches, by_batch)
+        rest = stored.shape[1:] if streamed and stored is not None else ()
 
-    def run(key: Array, state: State, batches: Array) -> tuple[State, PyTree]:
-        return compiled(key, state, data, batches)
+        def share(index: tuple) -> np.ndarray:
+            """What one of this process's devices computes with: nothing else is read."""
+            part = batches[index[: batches.ndim]]
+            return _read(stored, part) if streamed else part
+
+        return jax.make_array_from_callback((*batches.shape, *rest), by_batch, share)
+
+    def run(key: Array, state: State, batches: Array, wish: bool = False) -> tuple[State, Observed]:
+        if not several:
+            state, observed = compiled(key, state, data, batches, None)
+            return state, observed._replace(wish=wish)
+        by_device = NamedSharding(mesh, PartitionSpec(AXIS))
+        wishes = jax.make_array_from_callback((len(devices),), by_device, lambda index: np.full(1, wish))
+        return compiled(processes.put(key, everywhere), state, data, batches, wishes)
 
     def place(state: State) -> State:
-        return jax.device_put(jax.tree.map(jnp.copy, state), everywhere)
+        return processes.put(state, everywhere)
 
     return Blocks(fetch, run, place, lambda state: state, mode, len(devices))
 
@@ -133,9 +165,9 @@ def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks
         shares = np.ascontiguousarray(np.moveaxis(shares, position, 0))
         return jax.device_put(_read(stored, shares) if streamed else shares, by_device)
 
-    def run(key: Array, state: State, batches: Array) -> tuple[State, PyTree]:
-        state, info = compiled(key, state, data, batches)
-        return state, first(info)
+    def run(key: Array, state: State, batches: Array, wish: bool = False) -> tuple[State, Observed]:
+        state, *observed = compiled(key, state, data, batches)
+        return state, Observed(*first(observed), wish)
 
     return Blocks(fetch, run, place, first, mode, count)
 
@@ -150,10 +182,10 @@ def _read(stored: np.ndarray | None, batches: np.ndarray) -> np.ndarray:
 
 def _block(
     step: Callable, prepare: Callable, axis: str | None, key: Array, state: State, data: Array | None, batches: Array
-) -> tuple[State, PyTree]:
+) -> tuple[State, PyTree, dict[str, Array]]:
     """Steps over batches [steps, B, ...], or, where there are `data`, over their indices [steps, B].
 
-    Returns the State and the Info's means over steps and examples.
+    Returns the State, the Info's means over steps and examples, and `finite` of the State.
     """
 
     def body(state: State, batch: Array) -> tuple[State, PyTree]:
@@ -164,7 +196,22 @@ def _block(
         return state, jax.tree.map(jnp.mean, info)
 
     state, infos = jax.lax.scan(body, state, batches)
-    return state, jax.tree.map(jnp.mean, infos)
+    return state, jax.tree.map(jnp.mean, infos), finite(state)
+
+
+def finite(state: State) -> dict[str, Array]:
+    """By player, whether all that belongs to it is finite: params, collections, averages, optimiser [].
+
+    Losses are of the params before an update, so that they say nothing of the last one.
+    """
+    parts = [state.params, state.collections, state.opt_state, *(state.ema or ())]
+    leaves = {
+        player: [
+            leaf for part in parts for leaf in jax.tree.leaves(getattr(part, player)) if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+        for player in Players._fields
+    }
+    return {player: jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in of])) for player, of in leaves.items() if of}
 
 
 def _over_seeds(block: Callable, num_seeds: int | None) -> Callable:
@@ -174,7 +221,7 @@ def _over_seeds(block: Callable, num_seeds: int | None) -> Callable:
     if num_seeds > 1:
         return jax.vmap(block, in_axes=(0, 0, None, 0))
 
-    def single(key: Array, state: State, data: Array | None, batches: Array) -> tuple[State, PyTree]:
+    def single(key: Array, state: State, data: Array | None, batches: Array) -> tuple[State, PyTree, dict[str, Array]]:
         result = block(key[0], of_seed(state, 0), data, batches[0])
         return jax.tree.map(lambda a: a[None], result)
 

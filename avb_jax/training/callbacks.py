@@ -91,8 +91,10 @@ class JSONLines(Callback):
             return
         path = run.workdir / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if self._is_kept(line)]
-            path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in path.read_text(errors="replace").splitlines() if self._is_kept(line)]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(path)  # whole or not at all
         self._file = path.open("a")
 
     def _is_kept(self, line: str) -> bool:

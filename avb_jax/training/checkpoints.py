@@ -1,39 +1,157 @@
-"""States on disk. The only place that knows Orbax."""
+"""States on disk: each whole or not at all, and read back only as it was written.
 
+The only place that knows Orbax. A run's folder has a folder per step, with Orbax's checkpoint in `state/` and next to it
+`about.json`: the format's number, the shape, type and SHA-256 of every array, and the SHA-256 of every file. Reading never
+writes, so that a run can be looked at while it trains.
+"""
+
+import hashlib
+import json
 import pathlib
+import shutil
+import warnings
+from importlib import metadata
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from avb_jax import processes
 from avb_jax.types import State, UserError
 
-
-def open_folder(folder: pathlib.Path, keep: int = 2) -> ocp.training.Checkpointer:
-    """A checkpointer for `save` and `restore` in this folder, which keeps the latest `keep` states; close it after use."""
-    policy = ocp.training.preservation_policies.LatestN(keep)
-    return ocp.training.Checkpointer(folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True)
+FORMAT = 1
+KEPT = 2
+_UNFINISHED, _REMOVED, _DAMAGED = ".unfinished", ".removed", ".damaged"
 
 
-def save(checkpointer: ocp.training.Checkpointer, step: int, state: State) -> None:
-    """Writes the State of `step`, whole or not at all; a state that is there already stays."""
-    if step not in [checkpoint.step for checkpoint in checkpointer.checkpoints]:
-        checkpointer.save(step, state)
+class Damaged(Exception):
+    """What is on disk is not what was written."""
 
 
-def restore(checkpointer: ocp.training.Checkpointer, like: State) -> State | None:
-    """The latest State, shaped and placed like `like`; None where the folder holds none.
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps whose States are there, in order; what else lies in the folder does not count."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+
+
+def save(folder: pathlib.Path, step: int, state: State, keep: int = KEPT) -> None:
+    """Writes the State of `step`, and then removes all but the latest `keep`; one that is there already stays."""
+    if step not in steps(folder):
+        path = folder.absolute() / f"{step}{_UNFINISHED}"
+        ocp.save(path / "state", state)  # by all processes
+        if processes.first():
+            (path / "about.json").write_text(json.dumps(_about(state, path / "state"), indent=1) + "\n")
+            path.rename(folder / str(step))
+    if processes.first():
+        for old in steps(folder)[:-keep]:
+            # Moved first, so that no half of it is ever taken for a State.
+            shutil.rmtree((folder / str(old)).rename(folder / f"{old}{_REMOVED}"), ignore_errors=True)
+    processes.wait(f"{folder} {step}")
+
+
+def restore(folder: pathlib.Path, like: State, step: int | None = None) -> State | None:
+    """A State, shaped and placed like `like`: of `step`, or the latest that is not damaged; None where the folder holds none.
+
+    Warns (RuntimeWarning) of each that is damaged, and that an earlier one is taken.
 
     Raises:
-      UserError: what is there does not have the shapes of `like`.
+      UserError: what is there is of another model, or of another version, or all of it is damaged, or there is none of `step`.
     """
-    if checkpointer.latest is None:
-        return None
-    step = checkpointer.latest.step
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    try:
-        return checkpointer.load(step, abstract)
-    except (ValueError, KeyError, TypeError) as error:  # Orbax's message holds both trees, thousands of characters
+    there, damaged = steps(folder), []
+    if step is not None and step not in there:
+        raise UserError(f"{folder}: has no state of step {step}; it has {', '.join(map(str, there)) or 'none'}")
+    for at in reversed(there) if step is None else [step]:
+        try:
+            state = _load(folder.absolute() / str(at), like)
+        except Damaged as error:
+            damaged.append(f"the state of step {at} is damaged ({error})")
+            continue
+        if damaged:
+            warnings.warn(f"{folder}: {'; '.join(damaged)}: that of step {at} is taken", RuntimeWarning, stacklevel=2)
+        return state
+    if damaged:
+        raise UserError(f"{folder}: {'; '.join(damaged)}, and there is no other; restore a copy, or use another workdir")
+    return None
+
+
+def tidy(folder: pathlib.Path, step: int) -> None:
+    """For whoever trains here, from `step`: clears away what a killed process left, and sets damaged later States aside."""
+    for later in steps(folder):
+        if later > step:
+            shutil.rmtree(folder / f"{later}{_DAMAGED}", ignore_errors=True)
+            (folder / str(later)).rename(folder / f"{later}{_DAMAGED}")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix in (_UNFINISHED, _REMOVED):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _load(path: pathlib.Path, like: State) -> State:
+    """The State at `path`, compared with what was written about it.
+
+    Raises:
+      Damaged: it is not what was written.
+      UserError: it is of another model, or of another version.
+    """
+    where = f"{path.parent}: the state of step {path.name}"
+    if (path / "_CHECKPOINT_METADATA").exists():
         raise UserError(
-            f"{checkpointer.directory}: the state of step {step} does not fit the model and optimisers, or is of avb_jax 0.1, "
-            "whose checkpoints this version does not read; use another workdir"
-        ) from error
+            f"{where} is of an avb_jax before 0.3, whose checkpoints this version does not read; use another workdir"
+        )
+    try:
+        about = json.loads((path / "about.json").read_text())
+        whole = about.pop("digest") == _digest_of(about)
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise Damaged("about.json cannot be read") from None
+    if not whole:
+        raise Damaged("about.json has changed")
+    if about["format"] != FORMAT:
+        version = about["avb_jax"]
+        raise UserError(f"{where} is of avb_jax {version}, whose checkpoints this version does not read; use another workdir")
+    try:
+        found = _files(path / "state")
+    except OSError as error:
+        raise Damaged(str(error)) from None
+    for name, digest in about["files"].items():
+        if found.get(name) != digest:
+            raise Damaged(f"state/{name} {'has changed' if name in found else 'is missing'}")
+    like, arrays = jax.tree.map(jnp.asarray, like), about["arrays"]
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    expected = {jax.tree_util.keystr(at): [list(leaf.shape), str(leaf.dtype)] for at, leaf in leaves}
+    for name in sorted({*expected, *arrays}):
+        there, here = arrays.get(name, ["no such array"])[:2], expected.get(name, ["no such array"])
+        if there != here:
+            raise UserError(
+                f"{where} is of another model or another optimiser: State{name} is {' '.join(map(str, there))} there, "
+                f"{' '.join(map(str, here))} here; use the settings that it was trained with, or another workdir"
+            )
+    of_numpy = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), like)  # which any process reads
+    state = ocp.load(path / "state", of_numpy)
+    for at, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(at)
+        if _digest(np.ascontiguousarray(leaf)) != arrays[name][2]:
+            raise Damaged(f"State{name} is not what was written")
+    return jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), state, like)
+
+
+def _about(state: State, folder: pathlib.Path) -> dict[str, Any]:
+    arrays = {
+        jax.tree_util.keystr(at): [list(leaf.shape), str(leaf.dtype), _digest(np.ascontiguousarray(leaf))]
+        for at, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    about = {"format": FORMAT, "avb_jax": metadata.version("avb_jax"), "arrays": arrays, "files": _files(folder)}
+    return {**about, "digest": _digest_of(about)}
+
+
+def _files(folder: pathlib.Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in paths}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of(content: Any) -> str:
+    return _digest(json.dumps(content, sort_keys=True).encode())

@@ -6,7 +6,7 @@ import functools
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import distributions as dist
 
+from avb_jax import processes
 from avb_jax.data.dataset import Dataset, batch_indices, from_arrays
 from avb_jax.data.iterator import Batches
 from avb_jax.distributions import base_distribution
+from avb_jax.locks import locked
 from avb_jax.method import Method
 from avb_jax.streams import stream
 from avb_jax.training import blocks, checkpoints
 from avb_jax.training.callbacks import Callback, Run
-from avb_jax.training.workdir import Positions
+from avb_jax.training.workdir import Positions, rollbacks
 from avb_jax.transforms import of_seed, over_seeds
 from avb_jax.types import Array, Diverged, State, UserError
 
@@ -53,15 +55,19 @@ def train(
     """`avb_jax.fit` with no other callbacks than those given; arguments, returns and errors as there."""
     data = as_data(data)
     batch_size = check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every)
-    name = name or method.name
+    name, workdir = name or method.name, None if workdir is None else pathlib.Path(workdir)
     root = jax.random.key(seed)
+    if workdir is not None and (taken_back := rollbacks(workdir, name)):
+        root = jax.random.fold_in(root, 2**31 - 1 - taken_back)  # other noise than that which led where it could not go on
     if num_seeds is None:
         keys = jax.random.fold_in(root, 0)  # that of the first of several seeds
     else:
         keys = jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(num_seeds))
     if state is None:
         state = initial_state(method, data, seed, num_seeds)
-    state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
+    else:
+        state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
+        check_state(method, data, state, num_seeds)
     check_values(method, data, state, seed, num_seeds)
     stored = data.train if isinstance(data, Dataset) else None
     compiled = blocks.compile_blocks(
@@ -69,12 +75,21 @@ def train(
     )
 
     with contextlib.ExitStack() as stack:
-        store = positions = None
+        folder = positions = None
         if workdir is not None:
-            workdir = pathlib.Path(workdir)
-            store = stack.enter_context(checkpoints.open_folder(workdir / "checkpoints" / name))
-            state = checkpoints.restore(store, state) or state
+            if processes.first():
+                stack.enter_context(locked(workdir, "workdir"))
+            folder = workdir / "checkpoints" / name
+            state = checkpoints.restore(folder, state) or state
         step = start = int(np.ravel(state.step)[0])
+        if start > steps:
+            raise UserError(
+                f"steps={steps}: {name} is at step {start}" + (f" in {workdir}; use another workdir" if folder else "")
+            )
+        if folder is not None and processes.first():
+            checkpoints.tidy(folder, start)
+        processes.wait(f"{name} from {start}")
+        callbacks = callbacks if processes.first() else ()
         if isinstance(data, Batches) and workdir is not None:
             positions = Positions(workdir, name, data, start)
         run = Run(name, method, data, steps, start, batch_size, num_seeds, seed, workdir, tuple(callbacks))
@@ -103,22 +118,26 @@ def train(
 
         ahead = fetch(step) if step < steps else None
         saving = False
-        while step < steps and not (stop and saving):
+        asked = False  # whether to stop
+        while step < steps and not (asked and saving):
             length = min(log_every - step % log_every, steps - step)
             batches, position = ahead.result()
-            state, info = compiled.run(keys, state, batches)
+            state, observed = compiled.run(keys, state, batches, bool(stop))
             ahead = fetch(step + length) if step + length < steps else None
-            previous, running = running, (step + length, length, info)
+            previous, running = running, (step + length, length, observed)
             step += length
             due = step >= steps or step // checkpoint_every > (step - length) // checkpoint_every
-            saving = due or bool(stop)  # read once: a request that comes during the reports waits for the next block
+            # Read once: a request that comes during the reports waits for the next block. Other processes know of it with the
+            # numbers of the block that began with it.
+            asked = bool(stop) if not processes.several() else previous is not None and bool(previous[-1].wish)
+            saving = due or asked
             # Reading the block before the one that was just started leaves the device something to do meanwhile.
             for report in [previous, running] if saving else [previous]:
                 if report is None:
                     continue
-                at, count, info = report
-                numbers = {name: np.asarray(value) for name, value in info._asdict().items() if value is not None}
-                check_finite(name, at, numbers)
+                at, count, observed = report
+                numbers = {name: np.asarray(value) for name, value in observed.info._asdict().items() if value is not None}
+                check_finite(name, at, numbers, observed.finite)
                 now = time.monotonic()
                 examples = count * batch_size * (num_seeds or 1)
                 rate = examples / (now - clock) if count in timed else None
@@ -128,18 +147,18 @@ def train(
                     callback.report(at, numbers, rate)
             if saving:
                 running = None
-                if positions is not None:
+                if positions is not None and processes.first():
                     positions.save(step, position)
-                if store is not None:
-                    checkpoints.save(store, step, compiled.gather(state))
+                if folder is not None:
+                    checkpoints.save(folder, step, compiled.gather(state))
                 if due and step < steps:
-                    kept = jax.tree.map(jnp.copy, compiled.gather(state))  # the next block takes the original
+                    kept = jax.tree.map(jnp.copy, processes.own(compiled.gather(state)))  # the next block takes the original
                     for callback in callbacks:
                         callback.checkpoint(step, kept)
                 clock = time.monotonic()
-        state = compiled.gather(state)
-        if stop and step < steps:
-            where = "" if store is None else f", saved in {workdir}; the same command continues it"
+        state = processes.own(compiled.gather(state))
+        if asked and step < steps:
+            where = "" if folder is None else f", saved in {workdir}; the same command continues it"
             raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
         for callback in callbacks:
             callback.checkpoint(step, state)
@@ -160,7 +179,7 @@ def as_data(data: Any) -> Dataset | Batches:
 
 
 def check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every) -> int:
-    """Refuses counts out of range, and an iterator of batches of another size; returns the batch size."""
+    """Refuses what is no count or out of range, and an iterator of batches of another size; returns the batch size."""
     if isinstance(data, Batches):
         if batch_size not in (None, data.shape[0]):
             raise UserError(f"batch_size={batch_size}: the iterator gives batches of {data.shape[0]}; leave it out")
@@ -168,23 +187,32 @@ def check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpo
     elif batch_size is None:
         raise UserError("batch_size=None: give the number of examples per step")
     counts = {"batch_size": batch_size, "num_seeds": num_seeds, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    for field, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"{field}={value}: must be at least 1")
-    if steps < 0 or seed < 0:
-        raise UserError(f"steps={steps}, seed={seed}: must be at least 0")
+    for field, value in {**counts, "steps": steps, "seed": seed}.items():
+        if value is None:
+            continue
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise UserError(f"{field}={value!r}: must be a whole number")
+        if value < (field in counts):
+            raise UserError(f"{field}={value}: must be at least {int(field in counts)}")
+    if seed >= 2**32:
+        raise UserError(f"seed={seed}: must be below 2**32, since JAX's keys take no more of it")
     return batch_size
 
 
 def initial_state(method: Method, data: Dataset | Batches, seed: int, num_seeds: int | None) -> State:
     """The State before the first step, with a leading axis of seeds where there are several."""
-    shape = data.x_shape if isinstance(data, Dataset) else data.shape[1:]
-    x = jnp.zeros((2, *shape))
-    root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
-    init, key = method.init, jax.random.fold_in(root, 0)
-    if num_seeds is not None:
-        init, key = over_seeds(method, num_seeds).init, root
-    return jax.jit(lambda key: init(key, x), compiler_options=RUN_ONCE)(key)
+    return jax.jit(_initial(method, data, num_seeds), compiler_options=RUN_ONCE)(seed)
+
+
+def _initial(method: Method, data: Dataset | Batches, num_seeds: int | None) -> Callable[[int], State]:
+    """The State from a seed."""
+    x = jnp.zeros((2, *(data.x_shape if isinstance(data, Dataset) else data.shape[1:])))
+
+    def init(seed: int) -> State:
+        root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
+        return method.init(jax.random.fold_in(root, 0), x) if num_seeds is None else over_seeds(method, num_seeds).init(root, x)
+
+    return init
 
 
 def check_values(method: Method, data: Dataset | Batches, state: State, seed: int, num_seeds: int | None) -> None:
@@ -237,19 +265,40 @@ def check_values(method: Method, data: Dataset | Batches, state: State, seed: in
         )
 
 
-def check_finite(name: str, step: int, numbers: dict[str, np.ndarray]) -> None:
-    """Stops a run with a loss that is not a number, or not finite.
+def check_state(method: Method, data: Dataset | Batches, state: State, num_seeds: int | None) -> None:
+    """Refuses a State that is not the method's own, by the first array that differs.
 
     Raises:
-      Diverged: some mean is not finite.
+      UserError: it has other arrays, or shapes or types of them, than `method.init` makes.
     """
-    for field, values in numbers.items():
-        if not np.isfinite(values).all():
-            seeds = ", ".join(str(seed) for seed in np.flatnonzero(~np.isfinite(values)))
+
+    def arrays(tree: State) -> dict:
+        return {jax.tree_util.keystr(at): (leaf.shape, leaf.dtype) for at, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    there, expected = arrays(state), arrays(jax.eval_shape(_initial(method, data, num_seeds), 0))
+    for name in sorted({*there, *expected}):
+        if there.get(name) != expected.get(name):
+            given, own = (" ".join(map(str, found.get(name, ("no such array",)))) for found in (there, expected))
+            raise UserError(
+                f"state: {name} is {given}, and the method has {own}; give a State of this method and num_seeds={num_seeds}"
+            )
+
+
+def check_finite(name: str, step: int, numbers: dict[str, np.ndarray], finite: dict[str, Array]) -> None:
+    """Stops a run with a loss that is not finite, or one of whose players is not after the last update.
+
+    Raises:
+      Diverged: some mean, or something that belongs to a player, is not finite.
+    """
+    sound = {field: np.isfinite(values) for field, values in numbers.items()}
+    sound |= {f"something of the {player}'s params or optimiser": np.asarray(values) for player, values in finite.items()}
+    for field, values in sound.items():
+        if not values.all():
+            seeds = ", ".join(str(seed) for seed in np.flatnonzero(~values))
             which = f" (seed number {seeds})" if np.ndim(values) else ""
             raise Diverged(
                 f"{name}: {field} is not finite by step {step}{which}; lower the learning rates or clip the gradients "
-                "(optimizer.clip), then start again in a new workdir"
+                "(optimizer.clip), and take a new workdir, with an earlier State if you like (state; restore_from in configs)"
             )
 
 

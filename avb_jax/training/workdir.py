@@ -5,28 +5,47 @@ import math
 import os
 import pathlib
 
+from avb_jax import processes
 from avb_jax.data.iterator import Batches
 from avb_jax.types import UserError
 
 
-def claim(workdir: pathlib.Path, config: dict) -> None:
-    """Makes the directory this config's: writes `config.json`, or compares with the one that is there.
+def check(workdir: pathlib.Path, config: dict) -> None:
+    """Compares the config with the one that the directory belongs to, if it does to one.
 
-    `data.dir` may differ, since data may move; nothing else may.
+    `data.dir` may differ, since data may move, and `restore_from`, which only the first start reads; nothing else may.
 
     Raises:
-      UserError: the directory holds a run of another config; the message shows the difference.
+      UserError: the directory holds a run of another config, and the message shows the difference; or a run without one.
     """
     path = workdir / "config.json"
-    if path.exists():
-        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(_valid(config))))
-        fields = [f for f in sorted({*old, *new} - {"data.dir"}) if old.get(f, "-") != new.get(f, "-")]
+    if not path.exists():
+        if (workdir / "checkpoints").is_dir() or (workdir / "metrics.jsonl").exists():
+            raise UserError(f"workdir={workdir}: holds a run whose config.json is gone; put it back, or use another workdir")
+    else:
+        old, new = _flat(read_json(path)), _flat(json.loads(json.dumps(_valid(config))))
+        fields = [f for f in sorted({*old, *new} - {"data.dir", "restore_from"}) if old.get(f, "-") != new.get(f, "-")]
         if fields:
             changes = "\n".join(f"  {f}: {old.get(f, '-')!r} there, {new.get(f, '-')!r} now" for f in fields)
             raise UserError(
                 f"workdir={workdir}: holds a run of another config; choose another workdir, or the same config\n{changes}"
             )
-    write_json(path, config)
+
+
+def claim(workdir: pathlib.Path, config: dict) -> None:
+    """Makes the directory this config's, as `check` allows it."""
+    check(workdir, config)
+    write_json(workdir / "config.json", config)
+
+
+def rollbacks(workdir: pathlib.Path, name: str, more: int = 0) -> int:
+    """How often a training has been taken back so far, `more` than before: each time its noise becomes another."""
+    path = workdir / "rollbacks.json"
+    counts = read_json(path) if path.exists() else {}
+    if more:
+        counts[name] = counts.get(name, 0) + more
+        write_json(path, counts)
+    return counts.get(name, 0)
 
 
 class Positions:
@@ -42,7 +61,7 @@ class Positions:
         """
         self._path = workdir / "data" / f"{name}.json"
         data.position()
-        kept = json.loads(self._path.read_text()) if self._path.exists() else {}
+        kept = read_json(self._path) if self._path.exists() else {}
         if start and str(start) not in kept:
             raise UserError(f"{self._path}: has no position of the data at step {start}; start again in a new workdir")
         self._kept = {step: position for step, position in kept.items() if int(step) <= start}
@@ -60,18 +79,38 @@ class Positions:
 def write_results(workdir: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
     """Puts {method: {quantity: summary}} into `results.json`, next to what it holds of other methods and quantities."""
     path = workdir / "results.json"
-    merged = json.loads(path.read_text()) if path.exists() else {}
+    merged = read_json(path) if path.exists() else {}
     for method, quantities in results.items():
         merged.setdefault(method, {}).update(quantities)
     write_json(path, merged)
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all; null for what is not a finite number, which JSON cannot say."""
+    """Writes a JSON file, whole or not at all; null for what is not a finite number, which JSON cannot say.
+
+    Of several processes the first one does.
+    """
+    if not processes.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A file that `write_json` wrote.
+
+    Raises:
+      UserError: it is not what was written.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError
+        return content
+    except ValueError:  # of JSON or of UTF-8
+        raise UserError(f"{path}: is not what was written there; put a copy back, or move it away") from None
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

@@ -54,8 +54,8 @@ def test_damaged_files_are_named(folder):
     path = folder / "train-images-idx3-ubyte"
     whole = path.read_bytes()
     for content, message in [
-        (whole[:-1], "75 bytes, its header promises 76"),
-        (whole + b"\0", "77 bytes, its header promises 76"),
+        (whole[:-1], "59 bytes of data, its header promises 60"),
+        (whole + b"\0", "more bytes of data, its header promises 60"),
         (whole[:10], "cut short within its header"),
         (b"hello", "not an IDX file"),
         (b"", "not an IDX file"),
@@ -123,6 +123,16 @@ def test_what_training_is_given_is_made_of_what_is_stored():
     assert np.all(np.array(turned) ^ np.array(kept))
     assert 10 < sum(turned) < 40
     np.testing.assert_allclose(data.from_arrays(stored).prepare(key, stored), stored / 255, rtol=1e-6)
+
+
+def test_both_sides_are_scaled_alike():
+    """Images of 0..255 next to blank ones, as uint8 both; numbers of 0 and 1 as uint8 are numbers where nothing is above 1."""
+    images, blank = np.full((3, 2), 255, np.uint8), np.ones((3, 2), np.uint8)
+    for train, test in ((images, blank), (blank, images)):
+        found = data.from_arrays(train, test)
+        x = [np.asarray(data.to_pixels(jax.random.key(0), jnp.asarray(side), "none")) for side in (found.train, found.test)]
+        np.testing.assert_allclose(x, [train / 255, test / 255], rtol=1e-6)
+    assert data.from_arrays(blank, blank).test.dtype == np.float32
 
 
 def test_arrays_of_any_honest_type():

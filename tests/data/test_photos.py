@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import sys
+import threading
+import time
 import zipfile
 
 import jax
@@ -51,6 +54,16 @@ def test_decoding_by_hand():
     np.testing.assert_array_equal(flat, np.full((64, 64, 3), 77))
 
 
+def test_a_photograph_stands_as_its_camera_says():
+    """EXIF orientation 6: the sensor lay on its side."""
+    pixels, file = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8), io.BytesIO()
+    image = PIL.Image.fromarray(np.rot90(pixels))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(images.decode(PIL.Image.open(file), 6, 0), pixels)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
 def test_other_modes_become_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
@@ -92,6 +105,7 @@ def test_a_cache_is_used_and_noticed_when_stale_or_damaged(folder, tmp_path, cap
     assert len(decoded) == 30
     assert not capsys.readouterr().err
 
+    index = tmp_path / "cache" / "index.json"
     content = bytearray((tmp_path / "cache" / "pixels.bin").read_bytes())
     content[1000] ^= 1
     (tmp_path / "cache" / "pixels.bin").write_bytes(content)
@@ -101,9 +115,41 @@ def test_a_cache_is_used_and_noticed_when_stale_or_damaged(folder, tmp_path, cap
     np.testing.assert_array_equal(load().pixels, first)
     assert "is damaged" in capsys.readouterr().err
 
+    for nonsense in ('{"settings"', "[]", json.dumps({"settings": json.loads(index.read_text())["settings"], "next": 3})):
+        index.write_text(nonsense)
+        np.testing.assert_array_equal(load().pixels, first)
+        assert "damaged; decoding it again" in capsys.readouterr().err
+    elsewhere = tmp_path / "precious"
+    elsewhere.write_bytes(b"of the user's own")
+    (tmp_path / "cache" / "pixels.bin").unlink()
+    (tmp_path / "cache" / "pixels.bin").symlink_to(elsewhere)
+    np.testing.assert_array_equal(load().pixels, first)
+    assert elsewhere.read_bytes() == b"of the user's own"
+
     (folder / "001.png").write_bytes(picture())
     assert not np.array_equal(load().pixels, first)
     assert "has changed since it was decoded" in capsys.readouterr().err
+
+
+def test_two_processes_build_a_cache_once(folder, tmp_path, capsys, monkeypatch):
+    """The one that comes later waits, and takes what the other has built."""
+    source, started, results, original = images.from_folder(folder), threading.Event(), [], images._decode_all
+    there = tmp_path / "cache"
+
+    def slowly(*arguments):
+        started.set()
+        time.sleep(1.0)
+        original(*arguments)
+
+    monkeypatch.setattr(images, "_decode_all", slowly)
+    first = threading.Thread(target=lambda: results.append(images.cached(source, there, 8)))
+    first.start()
+    started.wait(60)
+    monkeypatch.setattr(images, "_decode_all", lambda *arguments: pytest.fail("decoded twice"))
+    results.append(images.cached(source, there, 8))
+    first.join(60)
+    np.testing.assert_array_equal(*(result.pixels for result in results))
+    assert f"data.cache={there}: process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_an_interrupted_build_continues(folder, tmp_path, monkeypatch):
@@ -172,6 +218,12 @@ def test_what_is_refused(folder, tmp_path, monkeypatch):
             archive.writestr(name, picture())
         with pytest.raises(UserError, match="points outside the archive"):
             load(tmp_path / "unsafe.zip")
+    with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", picture())
+        archive.writestr("b.png", bytes(10_000))
+    monkeypatch.setattr(images, "LIMIT", 9_999)
+    result = images.cached(images.from_zip(tmp_path / "large.zip"), tmp_path / "of_large", 8)
+    assert result.skipped == [("b.png", "unpacks to 10,000 bytes, more than 9,999")]
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="MiB, 0 are free; name a folder with more space"):
         load(folder)

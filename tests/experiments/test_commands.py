@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import signal
 import subprocess
 import time
@@ -94,6 +95,8 @@ def test_mnist_with_convolutions(tmp_path, idx_folder):
         (["method=avb,flow"], None, "method='flow': must be one of avb, vae"),
         (["optimizer.decoder_rate=1e30"], None, "is not finite by step"),
         (["data.name=mnist", "data.dir=/nowhere"], None, "data.dir='/nowhere': no such folder"),
+        (["restore_from=/nowhere:3"], None, "workdir=/nowhere: no checkpoint of avb"),
+        (["seed=4294967297"], None, "seed=4294967297: must be below 2**32"),
     ],
 )
 def test_slips_are_reported_in_one_line(tmp_path, fields, config, message):
@@ -103,6 +106,43 @@ def test_slips_are_reported_in_one_line(tmp_path, fields, config, message):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+    assert ("not finite" in message) == (tmp_path / "config.json").exists()  # a slip does not claim the workdir
+
+
+def test_a_run_begins_where_another_was(tmp_path):
+    """At the step that is named, with the other's State; and it continues by itself, without the other."""
+    fields = [*SYNTHETIC, "method=vae", "optimizer.schedule=constant"]
+    assert run("synthetic", tmp_path / "a", *fields).returncode == 0
+    other = [*fields, f"restore_from={tmp_path / 'a'}:4", "optimizer.encoder_rate=1e-4"]
+    done = run("synthetic", tmp_path / "b", *other)
+    assert done.returncode == 0, done.stderr
+    assert "vae: continues at step 4 of 6" in done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [6]
+    shutil.rmtree(tmp_path / "a")
+    again = run("synthetic", tmp_path / "b", *other)
+    assert again.returncode == 0, again.stderr
+    assert "vae: finished at step 6 of 6" in again.stderr
+    missing = run("synthetic", tmp_path / "c", *fields, f"restore_from={tmp_path / 'b'}:5")
+    assert "has no state of step 5; it has 6" in missing.stderr
+
+
+def test_what_is_the_matter_with_files_is_a_line(tmp_path):
+    """And whatever is wrong with a checkpoint a warning, in one line too."""
+    fields, folder = [*SYNTHETIC, "method=vae"], tmp_path / "run"
+    (tmp_path / "file").write_text("")
+    done = run("synthetic", tmp_path / "file", *fields)
+    assert (done.returncode, done.stderr.splitlines()[-1][:14]) == (2, "error: workdir"), done.stderr
+    assert run("synthetic", folder, *fields).returncode == 0
+    (folder / "checkpoints" / "vae" / "6" / "about.json").unlink()
+    done = run("synthetic", folder, *fields)
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("warning: "))
+    assert "the state of step 6 is damaged (about.json cannot be read): that of step 4 is taken" in said
+    assert done.returncode == 0, done.stderr
+    (folder / "config.json").write_text("{")
+    done = run("evaluate", folder)
+    assert done.returncode == 2
+    assert f"error: {folder / 'config.json'}: is not what was written there" in done.stderr
 
 
 CELEBA = [

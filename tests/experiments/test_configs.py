@@ -245,6 +245,13 @@ def test_numbers_are_checked():
         {"posterior.flows": 0},
         {"encoder.smallest_std": -0.1},
         {"encoder.widths": ()},
+        {"encoder.widths": (8, 0)},
+        {"network.z_widths": (0,)},
+        {"latent_dim": 0},
+        {"noise_dim": 0},
+        {"noise_draws": 0},
+        {"optimizer.b1": 2.0},
+        {"optimizer.clip": -1.0},
         {"network.adversary_components": -1},
         {"feature_weight": -1.0},
     ):
@@ -253,6 +260,8 @@ def test_numbers_are_checked():
         pattern = {"likelihood_std": "likelihood std", "ema_decay": "decay"}.get(name, name)
         with pytest.raises(UserError, match=pattern):
             build.methods(config, (8, 8))
+    with pytest.raises(UserError, match="method='avb,vae,avb': avb is named 2 times"):
+        build.methods(small("mnist", method="avb,vae,avb"), (8, 8))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -48,7 +48,7 @@ def one_block(dataset, method, mode, devices, steps=1, num_seeds=None):
     )
     indices = np.arange((num_seeds or 1) * steps * BATCH, dtype=np.int32).reshape(-1, steps, BATCH) % len(dataset.train)
     batches = compiled.fetch(indices[0] if num_seeds is None else indices)
-    after, info = compiled.run(keys_of(num_seeds), compiled.place(state), batches)
+    after, (info, *_) = compiled.run(keys_of(num_seeds), compiled.place(state), batches)
     return before, jax.tree.map(np.asarray, compiled.gather(after)), info
 
 

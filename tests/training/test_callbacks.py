@@ -228,12 +228,14 @@ def test_held_out_checks_are_on_held_out_images(tmp_path):
 
 
 def test_what_is_not_finite_is_named():
-    check_finite("avb", 3, {"elbo": np.array([1.0, 2.0]), "kl": np.array(0.0)})
+    check_finite("avb", 3, {"elbo": np.array([1.0, 2.0]), "kl": np.array(0.0)}, {"decoder": np.array([True, True])})
     numbers = {"elbo": np.zeros(3), "kl": np.array([1.0, np.inf, np.nan])}
     with pytest.raises(UserError, match=r"avb: kl is not finite by step 3 \(seed number 1, 2\)"):
-        check_finite("avb", 3, numbers)
+        check_finite("avb", 3, numbers, {})
     with pytest.raises(avb_jax.Diverged, match=r"avb: kl is not finite by step 3; lower"):
-        check_finite("avb", 3, {"kl": np.array(np.nan)})
+        check_finite("avb", 3, {"kl": np.array(np.nan)}, {})
+    with pytest.raises(avb_jax.Diverged, match=r"something of the encoder's params or optimiser is not .* \(seed number 1\)"):
+        check_finite("avb", 3, {}, {"decoder": np.array([True, True]), "encoder": np.array([True, False])})
 
 
 def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):

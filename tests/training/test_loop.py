@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from avb_jax import Diverged, UserError, data
+from avb_jax import Diverged, UserError, data, fit
 from avb_jax.data.dataset import batch_indices
+from avb_jax.locks import locked
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, JSONLines
 from avb_jax.training.loop import Interrupted, as_data, initial_state, train
@@ -122,13 +123,12 @@ def test_a_run_moves_between_kinds_of_parallelism(method, dataset, tmp_path):
 
 def test_only_the_latest_checkpoints_are_kept(method, dataset, tmp_path):
     run(method, dataset, 12, tmp_path)
-    with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:
-        assert sorted(checkpoint.step for checkpoint in store.checkpoints) == [8, 12]
+    assert checkpoints.steps(tmp_path / "checkpoints" / "avb") == [8, 12]
 
 
 def test_another_model_does_not_fit_a_checkpoint(method, dataset, tmp_path):
     run(method, dataset, 4, tmp_path)
-    with pytest.raises(UserError, match="the state of step 4 does not fit the model"):
+    with pytest.raises(UserError, match=r"the state of step 4 is of another model or another optimiser: State.collections"):
         run(small_method("avb"), dataset, 8, tmp_path)
 
 
@@ -162,8 +162,74 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(metho
     explosive = small_method("avb", batch_norm=True, optimizers=optax.adam(1e27))
     with pytest.raises(Diverged, match=rf"avb: \w+ is not finite by step \d+{which}; lower the learning rates"):
         run(explosive, dataset, 20, tmp_path, num_seeds=num_seeds)
-    with checkpoints.open_folder(tmp_path / "checkpoints" / "avb") as store:
-        assert store.latest.step == 4
+    assert checkpoints.steps(tmp_path / "checkpoints" / "avb") == [4]
+
+
+def step_key(at, seed=0):
+    """That of a step of the first seed before any rollback, as the loop derives it."""
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), at))[1]
+
+
+def poisoned(method, at, key=None):
+    """The method, whose update number `at` + 1 (where its key is `key`, if one is given) leaves the decoder no number."""
+
+    def train_step(given, state, x, *others):
+        after, info = method.train_step(given, state, x, *others)
+        bad = state.step == at
+        if key is not None:
+            bad &= jnp.all(jax.random.key_data(given) == jax.random.key_data(key))
+        decoder = jax.tree.map(lambda a: jnp.where(bad, jnp.nan, a), after.params.decoder)
+        return after._replace(params=after.params._replace(decoder=decoder)), info
+
+    return method._replace(train_step=train_step)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_params_that_are_not_finite_after_the_last_update_are_neither_saved_nor_returned(dataset, tmp_path, parallel):
+    """The losses of the steps are finite still: they are of the params before each update."""
+    method = poisoned(small_method("avb"), 7)
+    with pytest.raises(Diverged, match="something of the decoder's params or optimiser is not finite by step 8; lower"):
+        run(method, dataset, 8, tmp_path, parallel=parallel)
+    assert checkpoints.steps(tmp_path / "checkpoints" / "avb") == [4]
+
+
+def test_a_run_that_diverged_goes_back_and_on_with_other_noise(dataset, tmp_path, capsys):
+    """As often as `rollbacks` says, interruptions included, and a resumed run has that noise too."""
+    method = small_method("avb")
+    unlucky, doomed = poisoned(method, 5, step_key(5)), poisoned(method, 5)
+    options = {**OPTIONS, "callbacks": [JSONLines()], "rollbacks": 2}
+    state = fit(unlucky, dataset, steps=12, workdir=tmp_path / "whole", **options)
+    assert "not finite by step 8: rollback 1 of 2" in capsys.readouterr().err
+    assert [line["step"] for line in read_lines(tmp_path / "whole")] == [4, 8, 12]
+    fit(unlucky, dataset, steps=8, workdir=tmp_path / "parts", **options)
+    chex.assert_trees_all_equal(fit(unlucky, dataset, steps=12, workdir=tmp_path / "parts", **options), state)
+    with pytest.raises(Diverged, match=r"\(after 2 rollbacks\)"):
+        fit(doomed, dataset, steps=12, workdir=tmp_path / "doomed", **options)
+    with pytest.raises(Diverged, match=r"\(after 2 rollbacks\)"):
+        fit(doomed, dataset, steps=12, workdir=tmp_path / "doomed", **options)
+    with pytest.raises(UserError, match="rollbacks=1: needs a workdir"):
+        fit(method, dataset, steps=4, **{**options, "rollbacks": 1})
+
+
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(method, dataset, tmp_path):
+    """And nothing else: the run ends as it would have."""
+    whole = run(method, dataset, 12)
+    run(method, dataset, 8, tmp_path)
+    (tmp_path / "checkpoints" / "avb" / "8" / "state" / "_CHECKPOINT_METADATA").unlink()
+    with pytest.warns(RuntimeWarning, match="the state of step 8 is damaged .* that of step 4 is taken"):
+        found = run(method, dataset, 12, tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(whole))
+    folder = tmp_path / "checkpoints" / "avb"
+    assert checkpoints.steps(folder) == [8, 12]
+    assert int(checkpoints.restore(folder, whole, step=8).step) == 8  # written anew
+
+
+def test_one_training_at_a_time(method, dataset, tmp_path):
+    with locked(tmp_path, "workdir"), pytest.raises(UserError, match=r"workdir=\S+: process \d+ on \S+ writes to it; wait"):
+        run(method, dataset, 4, tmp_path)
+    run(method, dataset, 4, tmp_path)
+    with pytest.raises(UserError, match=r"steps=3: avb is at step 4 in \S+; use another workdir"):
+        run(method, dataset, 3, tmp_path)
 
 
 def test_training_helps():
@@ -201,8 +267,19 @@ def test_counts_are_checked(method, dataset, options):
 def test_other_arguments_are_checked(method, dataset):
     with pytest.raises(UserError, match="batch_size=None: give the number of examples"):
         run(method, dataset, 4, batch_size=None)
-    with pytest.raises(UserError, match="steps=-1, seed=0: must be at least 0"):
-        run(method, dataset, -1)
+    for field, value, what in (
+        ("steps", -1, "at least 0"),
+        ("steps", "10", "a whole number"),
+        ("batch_size", 8.0, "a whole number"),
+        ("seed", 2**32 + 1, r"below 2\*\*32"),
+        ("log_every", True, "a whole number"),
+    ):
+        with pytest.raises(UserError, match=f"{field}={value!r}: must be {what}"):
+            run(method, dataset, **{"steps": 4, field: value})
+    with pytest.raises(
+        UserError, match=r"state: .params.encoder.* is \(2, .*no such array|and the method has .* num_seeds=None"
+    ):
+        run(method, dataset, 4, state=initial_state(method, dataset, 0, 2))
     with pytest.raises(UserError, match="data=int: give an array x"):
         run(method, 3, 4)
 

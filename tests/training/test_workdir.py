@@ -26,6 +26,23 @@ def test_a_folder_is_claimed_once(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 3
 
 
+def test_a_run_without_its_config_accepts_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"holds a run whose config.json is gone; put it back, or use another"):
+        workdir.check(tmp_path, {"steps": 3})
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"steps": 3', b"[1]", b"\xff\xfe"])
+def test_damaged_files_are_named(tmp_path, content):
+    for name in ("config.json", "results.json"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: is not what was written there"):
+        workdir.check(tmp_path, {"steps": 3})
+    with pytest.raises(UserError, match=r"results\.json: is not what was written there"):
+        workdir.write_results(tmp_path, {})
+
+
 def test_infinite_settings_are_compared(tmp_path):
     """JSON has no infinity; a config that has one is still equal to itself."""
     workdir.claim(tmp_path, {"clip": float("inf")})
