@@ -27,6 +27,7 @@ from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import avb, generator
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
 from avb_jax.network import as_network
 from avb_jax.streams import stream
@@ -158,10 +159,10 @@ def density_method(
     Raises:
       UserError: a setting out of its range, or a density that is not a finite number at the origin.
     """
-    generator.check_settings(
-        dim=(dim, dim >= 1, "at least 1"),
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
-        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+    check_settings(
+        dim=at_least(dim, 1),
+        noise_dim=at_least(noise_dim, 1),
+        adversary_steps=at_least(adversary_steps, 1),
     )
     at_origin = jax.eval_shape(log_density, jnp.zeros(dim))
     if getattr(at_origin, "shape", None) != ():
@@ -169,7 +170,7 @@ def density_method(
     if not np.isfinite(log_density(jnp.zeros(dim))):
         raise UserError("log_density: is not finite at z = 0; shift z, or give a density over all of R^dim")
     density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
-    networks = players.prepare(Players(sampler, None, adversary), optimizers, density)
+    networks = players.prepare(Players(sampler, None, adversary), optimizers, density, ("adversary",))
     base = avb.compared_with(density, contrast)
     loss = functools.partial(negative_bound, networks=networks, density=density, contrast=contrast)
     loss_of_t = functools.partial(avb.adversary_loss, networks=networks, prior=density, contrast=contrast, minus_log_prior=True)
@@ -280,12 +281,12 @@ def fit(
       UserError: sizes out of range, or a density that is not a finite number at the origin.
       Interrupted: as `training.loop.train`.
     """
-    generator.check_settings(
-        dim=(dim, dim >= 1, "at least 1"),
-        steps=(steps, steps >= 1, "at least 1"),
-        batch_size=(batch_size, batch_size >= 1, "at least 1"),
-        noise_dim=(noise_dim, noise_dim >= 0, "at least 0"),
-        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+    check_settings(
+        dim=at_least(dim, 1),
+        steps=at_least(steps, 1),
+        batch_size=at_least(batch_size, 1),
+        noise_dim=at_least(noise_dim, 0),
+        adversary_steps=at_least(adversary_steps, 1),
         gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
         sampler_rate=(sampler_rate, sampler_rate > 0, "above 0"),
         adversary_rate=(adversary_rate, adversary_rate > 0, "above 0"),

@@ -99,13 +99,17 @@ def draw(key: Array, x: Array, prior: Distribution, noise_dim: int, noise_draws:
     return Draws(x, jax.random.normal(noise_key, (*pairs, noise_dim)), prior.sample(prior_key, pairs))
 
 
-def prepare(networks: Players, optimizers: Players, prior: Distribution) -> Players:
+def prepare(networks: Players, optimizers: Players, prior: Distribution, needed: tuple[str, ...] = ()) -> Players:
     """The players' networks as `Network`s.
 
     Raises:
-      UserError: something that is no network, one without an optimiser, or a prior over other than vectors.
+      UserError: something that is no network, one of those `needed` that is None, one without an optimiser, or a prior over
+        other than vectors.
     """
     networks = Players(*map(as_network, networks))
+    for name in needed:
+        if getattr(networks, name) is None:
+            raise UserError(f"{name}=None: this method has this player; give it a network")
     for name, network in networks._asdict().items():
         if network is not None and getattr(optimizers, name) is None:
             raise UserError(f"optimizers.{name}=None: this player has a network; give it an optax optimiser")

@@ -84,6 +84,10 @@ def evaluate(
       >>> report["log_likelihood", "quadrature"].per_example.shape
       (20,)
     """
+    if not isinstance(method, Method):
+        raise UserError(f"method={method!r}: give a Method, such as avb_jax.avb(...) makes")
+    if not isinstance(estimators, Sequence) or not all(isinstance(estimator, Estimator) for estimator in estimators):
+        raise UserError(f"estimators={estimators!r}: give a list of those of avb_jax.evaluation")
     name = name or method.name
     names = [estimator.name for estimator in estimators]
     if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:

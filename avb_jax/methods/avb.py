@@ -19,6 +19,7 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood, log_likelihood, standard_normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
@@ -287,16 +288,19 @@ def avb(
       >>> int(state.step), info.elbo.shape, method.sample(jax.random.key(2), state, 3).shape
       (1, (4,), (3, 2, 2))
     """
-    generator.check_settings(
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
+    check_settings(
+        likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
+        noise_dim=at_least(noise_dim, 1),
+        contrast=(contrast, contrast is None or isinstance(contrast, contrasts.Adaptive), "None or a contrast.Adaptive"),
+        divergence=(divergence, callable(divergence), "a function of avb_jax.divergences"),
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
-        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
-        noise_draws=(noise_draws, noise_draws >= 1, "at least 1"),
-        beta=(beta, beta >= 0, "at least 0"),
-        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+        adversary_steps=at_least(adversary_steps, 1),
+        noise_draws=at_least(noise_draws, 1),
+        beta=at_least(beta, 0),
+        beta_warmup=at_least(beta_warmup, 0),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior)
+    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
     base, beta_at = compared_with(prior, contrast), warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)

@@ -18,6 +18,7 @@ from avb_jax.distributions import Likelihood, deterministic
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.avb import adversary_terms
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State
 
@@ -109,12 +110,13 @@ def bigan(
       divergence: the adversary's objective, one of `divergences`.
       adversary_steps: adversary updates per step.
     """
-    generator.check_settings(
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
-        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
+    check_settings(
+        likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
+        noise_dim=at_least(noise_dim, 1),
+        adversary_steps=at_least(adversary_steps, 1),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior)
+    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
     loss = functools.partial(generative_loss, networks=networks, likelihood=likelihood)
     loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
 

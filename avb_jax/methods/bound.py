@@ -11,6 +11,7 @@ from avb_jax import players
 from avb_jax.distributions import Likelihood
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import apply_gradients, mean_collections, warmup
 from avb_jax.types import Array, Draws, Players, Posterior, State, Terms, UserError
 
@@ -54,13 +55,14 @@ def method_of_bound(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
-        beta=(beta, beta >= 0, "at least 0"),
-        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+    check_settings(
+        likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
+        noise_dim=at_least(noise_dim, 1),
+        beta=at_least(beta, 0),
+        beta_warmup=at_least(beta_warmup, 0),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(networks, optimizers, prior)
+    networks = players.prepare(networks, optimizers, prior, ("encoder", "decoder"))
     fixed = {"networks": networks, "prior": prior, "likelihood": likelihood}
     beta_at = warmup(beta, beta_warmup)
 

@@ -62,16 +62,16 @@ def posterior_of(encoder: Network, noise_dim: int, latent_dim: int) -> Callable:
 
 
 def for_each(optimizers: Players | optax.GradientTransformation) -> Players:
-    """An optimiser per player, where one for all may have been given."""
-    return optimizers if isinstance(optimizers, Players) else Players(optimizers, optimizers, optimizers)
-
-
-def check_settings(**settings: tuple) -> None:
-    """Refuses the first setting, each given as (value, whether it holds, remedy), that does not hold.
+    """An optimiser per player, where one for all may have been given.
 
     Raises:
-      UserError: with its name, its value and the remedy.
+      UserError: something that is no optimiser.
     """
-    for name, (value, holds, remedy) in settings.items():
-        if not holds:
-            raise UserError(f"{name}={value!r}: must be {remedy}")
+    found = optimizers if isinstance(optimizers, Players) else Players(optimizers, optimizers, optimizers)
+    for player, optimizer in found._asdict().items():
+        if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+            which = f".{player}" if isinstance(optimizers, Players) else ""
+            raise UserError(
+                f"optimizers{which}={type(optimizer).__name__}: give an optax optimiser for all, or avb_jax.Players of one each"
+            )
+    return found

@@ -15,6 +15,7 @@ from avb_jax.distributions import Likelihood, log_likelihood, normal, standard_n
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import call
 from avb_jax.semi_implicit import log_conditional, log_mean, smoothed
@@ -108,7 +109,7 @@ def iwhvi(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(inner_draws=(inner_draws, inner_draws >= 1, "at least 1"))
+    check_settings(inner_draws=at_least(inner_draws, 1))
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state

@@ -14,6 +14,7 @@ from avb_jax.distributions import Likelihood, log_likelihood
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.semi_implicit import upper_log_density
 from avb_jax.types import Array, Draws, Players, State, Terms
@@ -94,7 +95,7 @@ def sivi(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(inner_draws=(inner_draws, inner_draws >= 1, "at least 1"))
+    check_settings(inner_draws=at_least(inner_draws, 1))
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state

@@ -17,6 +17,7 @@ from avb_jax.distributions import Likelihood, log_likelihood, normal, standard_n
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import as_network
 from avb_jax.semi_implicit import log_conditional, log_mean, smoothed
@@ -108,10 +109,10 @@ def uivi(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(
-        burn_in=(burn_in, burn_in >= 0, "at least 0"),
-        chain_steps=(chain_steps, chain_steps >= 1, "at least 1"),
-        leapfrog_steps=(leapfrog_steps, leapfrog_steps >= 1, "at least 1"),
+    check_settings(
+        burn_in=at_least(burn_in, 0),
+        chain_steps=at_least(chain_steps, 1),
+        leapfrog_steps=at_least(leapfrog_steps, 1),
         step_size=(step_size, step_size > 0, "positive"),
     )
     network, latent_dim = as_network(encoder), prior.event_shape[0]

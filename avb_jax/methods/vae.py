@@ -14,6 +14,7 @@ from avb_jax.distributions import Likelihood, kl_divergence, log_likelihood, nor
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import method_of_bound
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.types import Array, Draws, Players, State, Terms, UserError
 
@@ -102,7 +103,7 @@ def vae(
     Raises:
       UserError: a setting out of its range.
     """
-    generator.check_settings(noise_draws=(noise_draws, noise_draws >= 1, "at least 1"))
+    check_settings(noise_draws=at_least(noise_draws, 1))
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state

@@ -17,6 +17,7 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood, deterministic, kl_divergence, normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import gan, generator
+from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, warmup
 from avb_jax.types import Array, Draws, Players, PyTree, State, UserError
 
@@ -121,15 +122,16 @@ def vaegan(
       beta: weight of the KL term once warmed up.
       beta_warmup: steps over which the weight rises linearly from 0.
     """
-    generator.check_settings(
-        noise_dim=(noise_dim, noise_dim >= 1, "at least 1"),
-        feature_weight=(feature_weight, feature_weight >= 0, "at least 0"),
-        adversary_steps=(adversary_steps, adversary_steps >= 1, "at least 1"),
-        beta=(beta, beta >= 0, "at least 0"),
-        beta_warmup=(beta_warmup, beta_warmup >= 0, "at least 0 steps"),
+    check_settings(
+        likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
+        noise_dim=at_least(noise_dim, 1),
+        feature_weight=at_least(feature_weight, 0),
+        adversary_steps=at_least(adversary_steps, 1),
+        beta=at_least(beta, 0),
+        beta_warmup=at_least(beta_warmup, 0),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(encoder, decoder, gan.of_images(adversary)), optimizers, prior)
+    networks = players.prepare(Players(encoder, decoder, gan.of_images(adversary)), optimizers, prior, Players._fields)
     loss = functools.partial(losses, networks=networks, prior=prior, likelihood=likelihood, feature_weight=feature_weight)
     loss_of_t = functools.partial(gan.adversary_loss, networks=networks, divergence=divergence)
     beta_at = warmup(beta, beta_warmup)

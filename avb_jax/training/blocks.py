@@ -56,6 +56,8 @@ def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[st
       UserError: no such mode, or a batch that the devices cannot share equally.
     """
     devices = jax.devices() if devices is None else devices
+    if not isinstance(devices, list | tuple) or not devices:
+        raise UserError(f"devices={devices!r}: give a list of some of jax.devices()")
     if mode not in MODES:
         raise UserError(f"parallel={mode!r}: must be one of {', '.join(MODES)}")
     if mode == "auto":

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import math
 import pathlib
 import signal
 import time
@@ -28,6 +29,7 @@ from avb_jax.transforms import of_seed, over_seeds
 from avb_jax.types import Array, Diverged, State, UserError
 
 RUN_ONCE = {"xla_backend_optimization_level": 0}  # for a program that takes longer to compile than it ever runs
+NATS = 1e5  # per number of an example, beyond which a loss says nothing
 CHECKED = 10_000  # examples whose values are looked at before a training
 
 
@@ -53,6 +55,12 @@ def train(
     state: State | None = None,
 ) -> State:
     """`avb_jax.fit` with no other callbacks than those given; arguments, returns and errors as there."""
+    if not isinstance(method, Method):
+        raise UserError(f"method={method!r}: give a Method, such as avb_jax.avb(...) makes")
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise UserError(f"callbacks={callbacks!r}: give a list of avb_jax.Callback")
+    if not isinstance(workdir, str | pathlib.Path | None):
+        raise UserError(f"workdir={workdir!r}: give the path of a folder")
     data = as_data(data)
     batch_size = check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every)
     name, workdir = name or method.name, None if workdir is None else pathlib.Path(workdir)
@@ -119,6 +127,7 @@ def train(
         ahead = fetch(step) if step < steps else None
         saving = False
         asked = False  # whether to stop
+        implausible = ""  # what was said of losses that are finite and mean nothing
         while step < steps and not (asked and saving):
             length = min(log_every - step % log_every, steps - step)
             batches, position = ahead.result()
@@ -138,6 +147,8 @@ def train(
                 at, count, observed = report
                 numbers = {name: np.asarray(value) for name, value in observed.info._asdict().items() if value is not None}
                 check_finite(name, at, numbers, observed.finite)
+                if not implausible and (implausible := beyond_reason(name, at, numbers, data)):
+                    run.note(implausible)
                 now = time.monotonic()
                 examples = count * batch_size * (num_seeds or 1)
                 rate = examples / (now - clock) if count in timed else None
@@ -300,6 +311,18 @@ def check_finite(name: str, step: int, numbers: dict[str, np.ndarray], finite: d
                 f"{name}: {field} is not finite by step {step}{which}; lower the learning rates or clip the gradients "
                 "(optimizer.clip), and take a new workdir, with an earlier State if you like (state; restore_from in configs)"
             )
+
+
+def beyond_reason(name: str, step: int, numbers: dict[str, np.ndarray], data: Dataset | Batches) -> str:
+    """A line about nats that are finite and mean nothing, more than `NATS` for each number of an example; '' without any."""
+    size = math.prod(data.x_shape if isinstance(data, Dataset) else data.shape[1:])
+    for field in ("elbo", "reconstruction", "kl"):
+        if field in numbers and (worst := np.abs(numbers[field]).max()) > NATS * size:
+            return (
+                f"warning: {name}: {field} is of the order of {worst:.0e} nats by step {step}: the training has run away, or "
+                "the likelihood does not fit the data; lower the rates, clip the gradients (optimizer.clip), or scale the data"
+            )
+    return ""
 
 
 @contextlib.contextmanager

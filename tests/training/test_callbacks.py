@@ -12,7 +12,7 @@ from avb_jax import UserError, data
 from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.training import callbacks
 from avb_jax.training.callbacks import Callback, JSONLines, Profile, Progress, ProgressBar, Run, TensorBoard
-from avb_jax.training.loop import check_finite, initial_state, train
+from avb_jax.training.loop import beyond_reason, check_finite, initial_state, train
 from tests.conftest import small_method
 
 OPTIONS = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "parallel": "jit"}
@@ -236,6 +236,13 @@ def test_what_is_not_finite_is_named():
         check_finite("avb", 3, {"kl": np.array(np.nan)}, {})
     with pytest.raises(avb_jax.Diverged, match=r"something of the encoder's params or optimiser is not .* \(seed number 1\)"):
         check_finite("avb", 3, {}, {"decoder": np.array([True, True]), "encoder": np.array([True, False])})
+
+
+def test_what_is_finite_and_means_nothing_is_reported(dataset):
+    fine = {"elbo": np.array([-3e6, -2.0]), "kl": np.array(40.0), "adversary_loss": np.array(1e12)}
+    assert beyond_reason("avb", 3, fine, dataset) == ""  # 36 numbers each
+    line = beyond_reason("avb", 3, {**fine, "elbo": np.array([-2.0, -2.7e27])}, dataset)
+    assert line.startswith("warning: avb: elbo is of the order of 3e+27 nats by step 3: the training has run away")
 
 
 def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):
