@@ -3,7 +3,9 @@
 The fields are explained in `experiments/configs/common.py`.
 """
 
+import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -324,12 +326,23 @@ def _kl_weight(config) -> dict[str, Any]:
     return {"beta": config.beta, "beta_warmup": config.beta_warmup}
 
 
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        yield from _flat(value, f"{prefix}{name}.") if hasattr(value, "items") else [(prefix + name, value)]
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
     """Refuses what the constructors do not see."""
     options = config.contrast
     pick("contrast.kind", options.kind, CONTRASTS)
     pick("posterior.kind", config.posterior.kind, POSTERIORS)
     pick("encoder.kind", config.encoder.kind, ENCODERS)
+    for field, value in _flat(config):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field}={value!r}: must be finite")
+        if whole and value < 1 and field.startswith(("network.", "evaluation.")) and field != "network.adversary_components":
+            raise UserError(f"{field}={value!r}: must be at least 1")
     widths = {f"{group}.widths": config[group].widths for group in ("encoder", "contrast", "posterior")}
     widths |= {f"network.{name}": config.network[name] for name in config.network if name.endswith("widths")}
     for field, value, holds, remedy in (

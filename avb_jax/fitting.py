@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
+from avb_jax import processes
 from avb_jax.data.dataset import Dataset
 from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.method import Method
@@ -112,10 +113,14 @@ def fit(
         callbacks=default_callbacks(quiet=quiet) if callbacks is None else callbacks,
         state=state,
     )
+    if not isinstance(rollbacks, int) or rollbacks < 0:
+        raise UserError(f"rollbacks={rollbacks!r}: must be a whole number of at least 0")
     if not rollbacks:
         return run()
     if workdir is None:
         raise UserError(f"rollbacks={rollbacks}: needs a workdir, with the checkpoints to go back to")
+    if processes.several():
+        raise UserError(f"rollbacks={rollbacks}: is for one process; use restore_from where several diverge")
     while True:
         try:
             return run()

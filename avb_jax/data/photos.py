@@ -86,14 +86,14 @@ def tfds_celeba(directory: str, photos: Photos) -> Dataset:
 def drawn_faces(directory: str, photos: Photos) -> Dataset:
     """Faces-like images drawn by the code, without any files."""
     del directory
+    _check(photos)
     train, test = (faces.draw(count, photos.size, seed) for seed, count in enumerate(DRAWN.values()))
     return from_arrays(train, test, name="drawn_faces")._replace(flip=photos.flip)
 
 
 def _decoded(name: str, source: Source, train: list[str], test: list[str], photos: Photos) -> Dataset:
     """The data set of a source's images, training before test, in a cache of its own."""
-    if photos.size < 4 or photos.crop < 0:
-        raise UserError(f"data.size={photos.size}, data.crop={photos.crop}: need at least 4 pixels, and a crop of at least 0")
+    _check(photos)
     order = hashlib.sha256("\n".join([source.fingerprint, *train, "", *test]).encode()).hexdigest()
     where = hashlib.sha256(f"{os.path.abspath(source.name)} {photos._replace(cache='', flip=False)}".encode()).hexdigest()
     root = pathlib.Path(photos.cache or pathlib.Path.home() / ".cache" / "avb_jax").expanduser()
@@ -103,6 +103,11 @@ def _decoded(name: str, source: Source, train: list[str], test: list[str], photo
     if not 0 < cut < len(result.rows):
         raise UserError(f"data.dir={source.name!r}: {cut} training and {len(result.rows) - cut} test images; both need some")
     return Dataset(result.pixels[:cut], result.pixels[cut:], "none", name, photos.flip)
+
+
+def _check(photos: Photos) -> None:
+    if photos.size < 4 or photos.crop < 0:
+        raise UserError(f"data.size={photos.size}, data.crop={photos.crop}: need at least 4 pixels, and a crop of at least 0")
 
 
 def _folder(name: str, directory: str) -> pathlib.Path:

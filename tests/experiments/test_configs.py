@@ -264,6 +264,41 @@ def test_numbers_are_checked():
         build.methods(small("mnist", method="avb,vae,avb"), (8, 8))
 
 
+ODD = {
+    int: (0, -1),
+    float: (0.0, -1.0, float("nan"), float("inf")),
+    str: ("", "odd"),
+    tuple: ((), (0,), (-1,)),
+    type(None): (-1.0,),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_odd_value_of_a_field_ends_in_a_trace(name):
+    """It is refused in a line before anything is compiled, or may be had."""
+    shape = {"synthetic": (2, 2), "mnist": (8, 8), "celeba": (16, 16, 3)}[name]
+    refused = 0
+    for field, value in flat(small(name)):
+        for odd in ODD.get(type(value), ()):
+            config = small(name, **NEEDS.get((name, field), NEEDS.get(field, {})))
+            try:
+                config.update_from_flattened_dict({field: odd})
+            except (TypeError, ValueError):
+                continue  # of another type than the field's
+            try:
+                if field.startswith("data."):
+                    build.dataset(config)
+                for method in build.methods(config, shape).values():
+                    jax.eval_shape(lambda method=method: method.init(jax.random.key(0), jnp.zeros((2, *shape))))
+            except UserError as error:
+                assert "\n" not in str(error), field
+                refused += 1
+            except Exception as error:
+                raise AssertionError(f"{field}={odd!r}: {type(error).__name__}: {error}") from error
+    assert refused > 50
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_each_player_s_rate_falls_over_its_own_updates(accumulate):
     """Of Adam under a gradient whose average stays, an update is the rate; its moments are those of the clipped average."""
