@@ -150,8 +150,9 @@ def load(
     *,
     num_seeds: int | None = None,
     name: str | None = None,
+    step: int | None = None,
 ) -> Loaded:
-    """The latest checkpoint of a run.
+    """A checkpoint of a run. Nothing is written, so that the run may be training.
 
     Args:
       workdir: of the run.
@@ -159,9 +160,10 @@ def load(
       x: examples [N, ...] of the shape that it was trained on, where the method is given.
       num_seeds: as it was trained with, where the method is given.
       name: which of the run's methods; its first by default.
+      step: of the checkpoint; the latest that is not damaged by default.
 
     Raises:
-      UserError: no run there, no checkpoint in it, or one of another method.
+      UserError: no run there, no such checkpoint in it, or one of another method.
     """
     folder, data = pathlib.Path(workdir), None
     if method is None:
@@ -173,7 +175,7 @@ def load(
         raise UserError("x=None: next to a method, give examples of the shape that it was trained on")
     examples = data if data is not None else as_data(np.asarray(x))
     like = initial_state(method, examples, 0, num_seeds)
-    state = restore(folder, name or method.name, like)
+    state = restore(folder, name or method.name, like, step)
     return Loaded(method, state, data, num_seeds)
 
 

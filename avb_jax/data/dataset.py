@@ -83,10 +83,11 @@ def _array(examples: np.ndarray, what: str) -> np.ndarray:
 def _numbers(examples: np.ndarray, what: str, binarize: str) -> np.ndarray:
     if examples.dtype == np.uint8 and examples.max() > 1:
         return examples
-    examples = examples.astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        examples = examples.astype(np.float32)
     low, high = examples.min(), examples.max()
     if not np.isfinite([low, high]).all():
-        raise UserError(f"{what}: values from {low:g} to {high:g}; all must be finite")
+        raise UserError(f"{what}: values from {low:g} to {high:g}; all must be finite, in float32")
     if binarize != "none" and not (low >= 0 and high <= 1):
         raise UserError(f"{what}: values from {low:g} to {high:g}; to binarise them, scale them to [0, 1] or give uint8")
     return examples

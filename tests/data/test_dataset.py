@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from avb_jax import UserError, data
@@ -133,6 +134,25 @@ def test_both_sides_are_scaled_alike():
         x = [np.asarray(data.to_pixels(jax.random.key(0), jnp.asarray(side), "none")) for side in (found.train, found.test)]
         np.testing.assert_allclose(x, [train / 255, test / 255], rtol=1e-6)
     assert data.from_arrays(blank, blank).test.dtype == np.float32
+
+
+KINDS = st.sampled_from([np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64, bool, np.complex64, "U2"])
+ARRAYS = KINDS.flatmap(lambda kind: hnp.arrays(kind, st.lists(st.integers(0, 3), max_size=3).map(tuple)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(train=ARRAYS, how=st.sampled_from(["none", "dynamic", "threshold"]))
+def test_whatever_is_given_is_refused_or_finite_in_float32(train, how):
+    """And a test set on the scale of the training set: the same numbers on both sides stay the same."""
+    try:
+        found = data.from_arrays(train, train, how)
+    except UserError:
+        return
+    x = [np.asarray(data.to_pixels(jax.random.key(0), jnp.asarray(side), how)) for side in (found.train, found.test)]
+    assert x[0].dtype == np.float32
+    assert np.isfinite(x[0]).all()
+    np.testing.assert_array_equal(*x)
+    assert x[0].shape == train.shape
 
 
 def test_arrays_of_any_honest_type():

@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
+import avb_jax
 from avb_jax import UserError
 from avb_jax.data import faces
 from experiments import celeba, launch, sample
@@ -113,6 +114,9 @@ def test_a_run_begins_where_another_was(tmp_path):
     """At the step that is named, with the other's State; and it continues by itself, without the other."""
     fields = [*SYNTHETIC, "method=vae", "optimizer.schedule=constant"]
     assert run("synthetic", tmp_path / "a", *fields).returncode == 0
+    for step, expected in ((None, 6), (4, 4)):
+        loaded = avb_jax.load(tmp_path / "a", step=step)
+        assert (loaded.state.step.tolist(), loaded.num_seeds, loaded.method.name) == ([expected] * 2, 2, "vae")
     other = [*fields, f"restore_from={tmp_path / 'a'}:4", "optimizer.encoder_rate=1e-4"]
     done = run("synthetic", tmp_path / "b", *other)
     assert done.returncode == 0, done.stderr
