@@ -202,7 +202,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     del argv
     given = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # as `launch.start`
     launch.keep_programs()
     suite = SUITES[given.suite]
     names = [name.strip() for name in given.methods.split(",")] if given.methods else list(suite.methods)

@@ -70,7 +70,7 @@ def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues =
     if len(argv) > 1:
         _fail(f"{argv[1]!r}: not a flag; write --config=FILE[:variant], --config.field=value or --workdir=DIR")
     if "verbosity" not in values or not values["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
+        logging.set_verbosity(logging.FATAL)  # Orbax reports every step of every save, and raises its errors too
     keep_programs()
     if values.distributed == "auto":
         join(values.coordinator, values.num_processes, values.process_id)

@@ -37,10 +37,22 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def save(folder: pathlib.Path, step: int, state: State, keep: int = KEPT) -> None:
-    """Writes the State of `step`, and then removes all but the latest `keep`; one that is there already stays."""
+    """Writes the State of `step`, and then removes all but the latest `keep`; one that is there already stays.
+
+    Raises:
+      UserError: it cannot be written; what was there before stays.
+    """
     if step not in steps(folder):
         path = folder.absolute() / f"{step}{_UNFINISHED}"
-        ocp.save(path / "state", state)  # by all processes
+        try:
+            ocp.save(path / "state", state)  # by all processes
+        except (OSError, ValueError, RuntimeError) as error:
+            full = "No space left on device" in str(error)
+            reason = "no space is left on the device" if full else (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{folder}: the state of step {step} could not be written ({reason}); make room, and the same command "
+                "continues from the state before"
+            ) from error
         if processes.first():
             (path / "about.json").write_text(json.dumps(_about(state, path / "state"), indent=1) + "\n")
             path.rename(folder / str(step))

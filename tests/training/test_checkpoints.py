@@ -113,6 +113,21 @@ def test_damage_another_model_and_another_version_are_three_messages(folder, mon
         checkpoints.restore(folder, LIKE)
 
 
+def test_a_full_disk_is_a_line_and_leaves_what_was_there(folder, monkeypatch):
+    def full(*arguments):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write 4296704 bytes to file 25: No space left on device [os_error_code='28']"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.ocp, "save", full)
+        with pytest.raises(
+            UserError, match=r"state of step 12 could not be written \(no space is left on the device\); make room"
+        ):
+            checkpoints.save(folder, 12, made(12))
+    chex.assert_trees_all_equal(checkpoints.restore(folder, LIKE), made(8))
+
+
 def test_what_was_not_right_in_memory_is_noticed(folder, monkeypatch):
     """Files as they were written, and other numbers out of them."""
     load = checkpoints.ocp.load
