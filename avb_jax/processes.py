@@ -44,13 +44,13 @@ def gathered(tree: PyTree) -> list[PyTree]:
 
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:
-    """A copy of arrays that every process has, placed; a process keeps what its devices hold of them."""
+    """Arrays that every process has, placed, and JAX's own copied; a process keeps what its devices hold of them."""
 
     def one(a):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(one(jax.random.key_data(a)), impl=jax.random.key_impl(a))
         if not several():
-            return jax.device_put(jnp.copy(a), sharding)
+            return jax.device_put(jnp.copy(a) if isinstance(a, jax.Array) else a, sharding)
         whole = np.asarray(a)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import avb_jax
-from avb_jax import Interrupted, UserError
+from avb_jax import Diverged, Interrupted, UserError
 from avb_jax.data import Dataset, from_arrays
 from avb_jax.evaluation import AIS, BDMC, ELBO, KNN, Estimator, ImportanceSampling, Moments, Quadrature
 from avb_jax.evaluation import run as running
@@ -73,6 +73,32 @@ def test_blocks_that_were_interrupted_continue(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.partial"))
     with pytest.raises(Interrupted, match=r"stopped after example 4 of 10$"):
         by_blocks("test", Counting(calls=1), Square(jnp.zeros(4)), 10, 4, None, str, quiet=True)
+
+
+def test_a_damaged_block_is_evaluated_again(tmp_path, capsys):
+    """It and those after it; a bit that is flipped in an array counts, by the archive's own checksums."""
+    blocks(tmp_path / "a", Counting())
+    path = tmp_path / "a" / "0000004.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"NUMPY") + 130] ^= 1  # within the numbers
+    for harmed in (bytes(content), b""):
+        path.write_bytes(harmed)
+        again = Counting()
+        np.testing.assert_array_equal(blocks(tmp_path / "a", again).value, np.arange(10) ** 2)
+        assert again.asked[0] == 4
+        assert f"test: {path} is damaged; evaluated again from there" in capsys.readouterr().err
+
+
+def test_an_estimator_without_a_number_leaves_the_others():
+    class Without(MeanMass):
+        name: ClassVar[str] = "without"
+
+        def run(self, subject):
+            raise Diverged("a: some sample occurs more than 10 times")
+
+    report = evaluate(game.method(), game.state(0.5), game.points(7), [Without(), MeanMass()], quiet=True)
+    assert ("mass", "mass") in report
+    assert "avb: without has no number: a: some sample occurs more than 10 times" in report.notes
 
 
 def test_other_settings_begin_anew(tmp_path):
