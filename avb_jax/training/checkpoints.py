@@ -78,6 +78,8 @@ def restore(folder: pathlib.Path, like: State, step: int | None = None) -> State
         try:
             state = _load(folder.absolute() / str(at), like)
         except Damaged as error:
+            if not (folder / str(at)).exists():  # whoever trains here has removed it meanwhile, and there are later ones
+                return restore(folder, like, step)
             damaged.append(f"the state of step {at} is damaged ({error})")
             continue
         if damaged:

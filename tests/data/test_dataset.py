@@ -58,6 +58,7 @@ def test_damaged_files_are_named(folder):
         (whole[:-1], "59 bytes of data, its header promises 60"),
         (whole + b"\0", "more bytes of data, its header promises 60"),
         (whole[:10], "cut short within its header"),
+        (struct.pack(">BBBBIII", 0, 0, 8, 3, 2**16, 2**16, 2**8), "its header promises 1,099,511,627,776 bytes, more than"),
         (b"hello", "not an IDX file"),
         (b"", "not an IDX file"),
         (gzip.compress(whole)[:30], "cannot be read"),

@@ -152,6 +152,20 @@ def test_reading_writes_nothing_and_training_tidies_up(folder):
     chex.assert_trees_all_equal(checkpoints.restore(folder, LIKE), made(8))
 
 
+def test_a_state_that_the_trainer_removes_while_it_is_read(folder, monkeypatch):
+    """Is no damage: there is a later one by then."""
+    files = checkpoints._files
+
+    def meanwhile(path):
+        monkeypatch.setattr(checkpoints, "_files", files)
+        for step in (12, 16):
+            checkpoints.save(folder, step, made(step))
+        return files(path)
+
+    monkeypatch.setattr(checkpoints, "_files", meanwhile)
+    chex.assert_trees_all_equal(checkpoints.restore(folder, LIKE), made(16))
+
+
 FIXTURE = pathlib.Path(__file__).parent / "checkpoint_format_1"
 
 
