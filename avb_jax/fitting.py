@@ -150,7 +150,7 @@ def load(
     *,
     num_seeds: int | None = None,
     name: str | None = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Loaded:
     """A checkpoint of a run. Nothing is written, so that the run may be training.
 
@@ -160,7 +160,8 @@ def load(
       x: examples [N, ...] of the shape that it was trained on, where the method is given.
       num_seeds: as it was trained with, where the method is given.
       name: which of the run's methods; its first by default.
-      step: of the checkpoint; the latest that is not damaged by default.
+      step: of the checkpoint; 'best': that of the best held-out bound on log p(x) (`evaluation.held_out`); the latest that is
+        not damaged by default.
 
     Raises:
       UserError: no run there, no such checkpoint in it, or one of another method.
@@ -179,13 +180,23 @@ def load(
     return Loaded(method, state, data, num_seeds)
 
 
-def restore(workdir: pathlib.Path, name: str, like: State, step: int | None = None) -> State:
-    """The State of a run's method at a step, by default the latest, shaped like `like`. Nothing is written.
+def restore(workdir: pathlib.Path, name: str, like: State, step: int | str | None = None) -> State:
+    """The State of a run's method, shaped like `like`; of which step, is as in `load`. Nothing is written.
 
     Raises:
       UserError: there is none, or none that is undamaged and of this method.
     """
-    folder = workdir / "checkpoints" / name
+    best = step == "best"
+    folder = workdir / ("best" if best else "checkpoints") / name
     if not checkpoints.steps(folder):
-        raise UserError(f"workdir={workdir}: no checkpoint of {name} in {folder}; train it until it has written one")
-    return checkpoints.restore(folder, like, step)
+        raise UserError(
+            f"workdir={workdir}: no {'best ' * best}checkpoint of {name} in {folder}; "
+            + (
+                "held-out examples, and a method with a bound on log p(x), make one at each checkpoint"
+                if best
+                else "train it until it has written one"
+            )
+        )
+    if isinstance(step, str) and not best:
+        raise UserError(f"step={step!r}: must be a whole number, 'best' or None")
+    return checkpoints.restore(folder, like, None if best else step)

@@ -152,7 +152,8 @@ def load(options: ml_collections.ConfigDict, folder: pathlib.Path, name: str) ->
     seeds = options.seeds or run.num_seeds
     if not 1 <= seeds <= run.num_seeds:
         raise UserError(f"seeds={seeds}: the run in {folder} has {run.num_seeds}")
-    state = restore(folder, name, initial_state(run.method, run.data, run.config.seed, run.num_seeds))
+    like = initial_state(run.method, run.data, run.config.seed, run.num_seeds)
+    state = restore(folder, name, like, launch.step_of(str(options.step)))
     step = int(state.step[0])
     unfinished = "" if step >= run.config.steps else f", not finished: its config has {run.config.steps}"
     print(f"{name}: {seeds} of {run.num_seeds} seeds at step {step}{unfinished}", flush=True)

@@ -203,15 +203,20 @@ def check(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
 
 
 def state_of(run: str, name: str, like: State) -> State:
-    """The State that `restore_from=RUN[:step]` names, of the run's method of that name.
+    """The State that `restore_from=RUN[:step]` names, of the run's method of that name; the step may be 'best'.
 
     Raises:
       UserError: there is none, or it is of another model.
     """
     folder, _, step = run.rpartition(":")
-    if not (folder and step.isdecimal()):
+    if not (folder and (step.isdecimal() or step == "best")):
         folder, step = run, ""
-    return restore(pathlib.Path(folder), name, like, int(step) if step else None)
+    return restore(pathlib.Path(folder), name, like, step_of(step))
+
+
+def step_of(text: str) -> int | str | None:
+    """What `step` says: a number, 'best', or '' for the latest; `restore` refuses the rest."""
+    return int(text) if text.isdecimal() else text or None
 
 
 def headline(report: avb_jax.Report, names: dict[str, tuple[str, str]]) -> dict[str, dict]:

@@ -15,7 +15,13 @@ from experiments import launch
 
 
 def draw(
-    run: pathlib.Path, figure: str, path: pathlib.Path | None = None, method: str = "", data_dir: str = "", seed: int = 0
+    run: pathlib.Path,
+    figure: str,
+    path: pathlib.Path | None = None,
+    method: str = "",
+    data_dir: str = "",
+    seed: int = 0,
+    step: int | str | None = None,
 ) -> pathlib.Path:
     """Writes a figure of a run's first seed, by default to RUN/figures/METHOD_FIGURE.png; returns where it is.
 
@@ -24,7 +30,7 @@ def draw(
     """
     found = build.run(run, method or None, data_dir)
     like = initial_state(found.method, found.data, found.config.seed, found.num_seeds)
-    state = of_seed(restore(run, found.name, like), 0)
+    state = of_seed(restore(run, found.name, like, step), 0)
     path = path or run / "figures" / f"{found.name}_{figure}.png"
     return figures.save(path, figures.draw(figure, found.method, state, found.data, seed))
 
@@ -35,6 +41,9 @@ def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "The run's directory.", values, required=True)
     flags.DEFINE_string("method", "", "One of the run's methods; its first by default.", values)
     flags.DEFINE_string("out", "", "Where to write; RUN/figures/METHOD_FIGURE.png by default.", values)
+    flags.DEFINE_string(
+        "step", "", "Of the checkpoint; 'best': that of the best held-out bound; the latest by default.", values
+    )
     flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", flag_values=values)
     flags.DEFINE_string("data_dir", "", "Where the data is, if no longer where the run found it.", values)
     return values
@@ -47,7 +56,8 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     launch.keep_programs()
     with launch.errors_in_one_line():
         out = pathlib.Path(given.out) if given.out else None
-        print(draw(pathlib.Path(given.workdir), given.figure, out, given.method, given.data_dir, given.seed))
+        step = launch.step_of(given.step)
+        print(draw(pathlib.Path(given.workdir), given.figure, out, given.method, given.data_dir, given.seed, step))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 
+from avb_jax.data.limits import UNPACKED, unpacked
 from avb_jax.types import UserError
 
-LIMIT = 2**33  # bytes that a file may unpack to
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -33,9 +33,10 @@ def read(path: pathlib.Path) -> np.ndarray:
                     raise UserError(f"{path}: cut short within its header; download the file again")
                 shape = struct.unpack(f">{rank}I", sizes)
                 expected = math.prod(shape) * dtype.itemsize
-                if expected > LIMIT:
+                if expected > (limit := unpacked()):
                     raise UserError(
-                        f"{path}: its header promises {expected:,} bytes, more than {LIMIT:,}; download the file again"
+                        f"{path}: its header promises {expected:,} bytes, more than {limit:,}; download the file again, or set "
+                        f"{UNPACKED} to more"
                     )
                 content = stream.read(expected + 1)  # and no more, whatever the file unpacks to
     except (OSError, EOFError, zlib.error) as error:

@@ -26,11 +26,11 @@ import PIL.Image
 import PIL.ImageOps
 import tqdm
 
+from avb_jax.data.limits import UNPACKED, unpacked
 from avb_jax.locks import locked
 from avb_jax.types import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-LIMIT = 2**28  # bytes that a file in an archive may unpack to; PIL has a limit of its own on pixels
 BLOCK = 1024  # images between two looks at the index
 _DEPTHS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # PIL's modes of 8 bits
 
@@ -86,8 +86,8 @@ def from_zip(path: pathlib.Path) -> Source:
     def read(name: str) -> PIL.Image.Image:
         if not hasattr(local, "archive"):
             local.archive = zipfile.ZipFile(path)
-        if (size := local.archive.getinfo(name).file_size) > LIMIT:
-            raise ValueError(f"unpacks to {size:,} bytes, more than {LIMIT:,}")
+        if (size := local.archive.getinfo(name).file_size) > (limit := unpacked()):
+            raise ValueError(f"unpacks to {size:,} bytes, more than {limit:,} ({UNPACKED})")
         return PIL.Image.open(io.BytesIO(local.archive.read(name)))
 
     described = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
@@ -100,10 +100,12 @@ def decode(image: PIL.Image.Image, size: int, crop: int) -> np.ndarray:
     Images that say which way is up are turned; grey, palette and CMYK images become RGB; transparency is dropped.
 
     Raises:
-      ValueError: more than 8 bits per channel, or smaller than the crop; the message says which.
+      ValueError: more than 8 bits per channel, smaller than the crop, or beyond the limit; the message says which.
     """
     if image.mode not in _DEPTHS:
         raise ValueError(f"pixels of PIL mode {image.mode!r}, not 8 bits per channel")
+    if (needed := 4 * image.width * image.height) > (limit := unpacked()):
+        raise ValueError(f"decodes to {needed:,} bytes, more than {limit:,} ({UNPACKED})")
     image = PIL.ImageOps.exif_transpose(image)  # cameras store which way is up
     width, height = image.size
     side = crop or min(width, height)

@@ -11,6 +11,7 @@ from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.semi_implicit import SemiImplicit
 from avb_jax.method import Method
 from avb_jax.streams import stream
+from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, Run, short
 from avb_jax.types import Array, State
 
@@ -72,12 +73,13 @@ def summarise(estimates: tuple) -> Comparison:
 
 
 class HeldOut(Callback):
-    """At each checkpoint compares the ELBO under T with bounds that do not use T, and warns where they contradict.
+    """At each checkpoint looks at held-out examples: the ELBO, and bounds that do not use T; warns where T is wrong.
 
-    With a bound on log p(x), and where the encoder is semi-implicit with both bounds on q's own ELBO.
+    The bounds are one on log p(x), and where the encoder is semi-implicit both on q's own ELBO. In a workdir the State of the
+    best bound on log p(x), a mean over the examples and seeds, is kept in `best/NAME` (`load(step='best')`).
 
-    It does so where there are held-out examples, and a method with a T, an ELBO and a likelihood; the same draws each time make
-    the numbers of two steps comparable.
+    It does so where there are held-out examples, and a method with an ELBO, an encoder and a likelihood; the same draws each
+    time make the numbers of two steps comparable.
     """
 
     def __init__(self, images: int = 32, quiet: bool = False):
@@ -87,28 +89,42 @@ class HeldOut(Callback):
     def start(self, run: Run) -> None:
         super().start(run)
         data, method = run.data, run.method
-        self._images = None
+        self._images = self._best = None
         held_out = isinstance(data, Dataset) and self._count and len(data.test) and data.test is not data.train
-        if held_out and None not in (method.adversary, method.elbo, method.log_joint, method.encode):
-            self._images = np.asarray(data.test[: self._count])
-            self._key = stream(jax.random.key(run.seed), "held_out")
-            self._estimates = jax.jit(lambda key, state, images: estimates(method, data.binarize, key, state, images))
+        if not held_out or None in (method.elbo, method.log_joint, method.encode) or run.start >= run.steps:
+            return
+        self._images = np.asarray(data.test[: self._count])
+        self._key = stream(jax.random.key(run.seed), "held_out")
+        self._estimates = jax.jit(lambda key, state, images: estimates(method, data.binarize, key, state, images))
+        if run.workdir is not None:
+            self._best, self._bound = run.workdir / "best" / run.name, -np.inf
+            checkpoints.remove(self._best, [step for step in checkpoints.steps(self._best) if step > run.start])
+            for step in checkpoints.steps(self._best):
+                self._bound = checkpoints.found(self._best, step)["log_likelihood"]
 
     def checkpoint(self, step: int, state: State) -> None:
-        if self._images is None or step >= self.run.steps:
+        if self._images is None:
             return
         found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
         fields = [field for field in Comparison._fields if getattr(found[0], field) is not None]
         numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in fields}
         self.run.record(step, numbers)
-        elbo, bound = (short(numbers[f"held_out_{field}"].mean()) for field in ("elbo", "log_likelihood"))
+        bound = float(numbers["held_out_log_likelihood"].mean())
+        if self._best is not None and bound > self._bound:
+            folder = self.run.workdir / "checkpoints" / self.run.name
+            checkpoints.keep(folder, step, self._best, {"log_likelihood": bound})
+            self._bound = bound
+        under_t = " under T" if self.run.method.adversary is not None else ""
         if not self._quiet:
             of_q = ""
             if "elbo_upper" in fields:
                 ends = (short(numbers[f"held_out_elbo_{end}"].mean()) for end in ("lower", "upper"))
                 of_q = " (without T: from {} to {})".format(*ends)
-            self.run.note(f"step {step}, held out: ELBO under T {elbo}{of_q}, log p(x) by importance sampling at least {bound}")
-        for seed, one in enumerate(found):
+            elbo = short(numbers["held_out_elbo"].mean())
+            self.run.note(
+                f"step {step}, held out: ELBO{under_t} {elbo}{of_q}, log p(x) by importance sampling at least {short(bound)}"
+            )
+        for seed, one in enumerate(found if under_t else ()):
             which = f" (seed number {seed})" if len(found) > 1 else ""
             if one.above_its_bounds:
                 self.run.note(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.sharding import NamedSharding, PartitionSpec
 
 from avb_jax import processes
@@ -45,8 +46,9 @@ class Blocks(NamedTuple):
     run: Callable  # (key, state, batches, wish) -> (state, Observed); donates state
     place: Callable  # state on the host or one device -> as `run` wants it; a copy, which `run` may take
     gather: Callable  # as `run` returns it -> state, one copy
+    program: Callable  # (key, state, what `fetch` is given, abstract) -> the block's jaxpr; nothing is compiled
     mode: str
-    devices: int
+    devices: list
 
 
 def resolve(mode: str, batch_size: int, devices: list | None = None) -> tuple[str, list]:
@@ -143,7 +145,14 @@ def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
     def place(state: State) -> State:
         return processes.put(state, everywhere)
 
-    return Blocks(fetch, run, place, lambda state: state, mode, len(devices))
+    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr:
+        shape, dtype = _of_read(stored if streamed else None, batches.shape, batches.dtype)
+        # Placed as `run` has it, which then need not trace again.
+        batches = jax.ShapeDtypeStruct(shape, dtype, sharding=by_batch)
+        wishes = jax.ShapeDtypeStruct((len(devices),), bool, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
+        return compiled.trace(key, state, data, batches, wishes if several else None).jaxpr.jaxpr
+
+    return Blocks(fetch, run, place, lambda state: state, program, mode, devices)
 
 
 def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
@@ -171,7 +180,19 @@ def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks
         state, *observed = compiled(key, state, data, batches)
         return state, Observed(*first(observed), wish)
 
-    return Blocks(fetch, run, place, first, mode, count)
+    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr:
+        shape = batches.shape
+        shares = (count, *shape[:position], shape[position] // count, *shape[position + 1 :])
+        batches = jax.ShapeDtypeStruct(*_of_read(stored if streamed else None, shares, batches.dtype))
+        return jax.make_jaxpr(compiled)(key, state, data, batches).jaxpr
+
+    return Blocks(fetch, run, place, first, program, mode, devices)
+
+
+def _of_read(stored: np.ndarray | None, shape: tuple, dtype: np.dtype) -> tuple[tuple, np.dtype]:
+    """Shape and type on the device of what `_read` returns for indices, or batches, of these."""
+    shape, dtype = (shape, dtype) if stored is None else ((*shape, *stored.shape[1:]), stored.dtype)
+    return shape, jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _read(stored: np.ndarray | None, batches: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ writes, so that a run can be looked at while it trains.
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import warnings
@@ -36,8 +37,8 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
 
 
-def save(folder: pathlib.Path, step: int, state: State, keep: int = KEPT) -> None:
-    """Writes the State of `step`, and then removes all but the latest `keep`; one that is there already stays.
+def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT) -> None:
+    """Writes the State of `step`, and then removes all but the latest `kept`; one that is there already stays.
 
     Raises:
       UserError: it cannot be written; what was there before stays.
@@ -57,10 +58,46 @@ def save(folder: pathlib.Path, step: int, state: State, keep: int = KEPT) -> Non
             (path / "about.json").write_text(json.dumps(_about(state, path / "state"), indent=1) + "\n")
             path.rename(folder / str(step))
     if processes.first():
-        for old in steps(folder)[:-keep]:
-            # Moved first, so that no half of it is ever taken for a State.
-            shutil.rmtree((folder / str(old)).rename(folder / f"{old}{_REMOVED}"), ignore_errors=True)
+        remove(folder, steps(folder)[:-kept])
     processes.wait(f"{folder} {step}")
+
+
+def keep(folder: pathlib.Path, step: int, to: pathlib.Path, found: dict[str, Any]) -> None:
+    """Keeps the State of `step` in another folder as well, in the place of what is there, with what was found of it.
+
+    The two share their files, where the file system can, so that this takes no room while both are there.
+
+    Raises:
+      UserError: it cannot be written; what was there before stays.
+    """
+
+    def shared(path: str, copy: str) -> None:
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
+
+    path = to / f"{step}{_UNFINISHED}"
+    try:
+        _sweep(to)
+        shutil.copytree(folder / str(step), path, copy_function=shared)
+        (path / "found.json").write_text(json.dumps(found) + "\n")
+        path.rename(to / str(step))
+    except OSError as error:  # shutil.Error is one
+        raise UserError(f"{to}: the state of step {step} could not be kept there ({error}); make room") from error
+    remove(to, [old for old in steps(to) if old != step])
+
+
+def found(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """What was found of a State that was kept."""
+    return json.loads((folder / str(step) / "found.json").read_text())
+
+
+def remove(folder: pathlib.Path, which: list[int]) -> None:
+    """Removes the States of these steps."""
+    for step in which:
+        # Moved first, so that no half of it is ever taken for a State.
+        shutil.rmtree((folder / str(step)).rename(folder / f"{step}{_REMOVED}"), ignore_errors=True)
 
 
 def restore(folder: pathlib.Path, like: State, step: int | None = None) -> State | None:
@@ -96,6 +133,10 @@ def tidy(folder: pathlib.Path, step: int) -> None:
         if later > step:
             shutil.rmtree(folder / f"{later}{_DAMAGED}", ignore_errors=True)
             (folder / str(later)).rename(folder / f"{later}{_DAMAGED}")
+    _sweep(folder)
+
+
+def _sweep(folder: pathlib.Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in (_UNFINISHED, _REMOVED):
             shutil.rmtree(path, ignore_errors=True)

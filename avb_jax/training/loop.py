@@ -22,7 +22,7 @@ from avb_jax.distributions import base_distribution
 from avb_jax.locks import locked
 from avb_jax.method import Method
 from avb_jax.streams import stream
-from avb_jax.training import blocks, checkpoints
+from avb_jax.training import blocks, checkpoints, memory
 from avb_jax.training.callbacks import Callback, Run
 from avb_jax.training.workdir import Positions, rollbacks
 from avb_jax.transforms import of_seed, over_seeds
@@ -124,6 +124,8 @@ def train(
 
             return reader.submit(read)
 
+        if step < steps:
+            check_memory(compiled, keys, state, data, min(log_every - step % log_every, steps - step), batch_size, num_seeds)
         ahead = fetch(step) if step < steps else None
         saving = False
         asked = False  # whether to stop
@@ -293,6 +295,27 @@ def check_state(method: Method, data: Dataset | Batches, state: State, num_seeds
             raise UserError(
                 f"state: {name} is {given}, and the method has {own}; give a State of this method and num_seeds={num_seeds}"
             )
+
+
+def check_memory(compiled: blocks.Blocks, keys: Array, state: State, data: Dataset | Batches, length, batch_size, num_seeds):
+    """Refuses, before anything is compiled, steps that cannot fit into the devices' memory.
+
+    Raises:
+      UserError: they need more than there is.
+    """
+    seeds = () if num_seeds is None else (num_seeds,)
+    if isinstance(data, Batches):
+        batches = jax.ShapeDtypeStruct((*seeds, length, *data.shape), data.first.dtype)
+    else:
+        batches = jax.ShapeDtypeStruct((*seeds, length, batch_size), np.int32)
+    there = memory.available(compiled.devices)
+    least = memory.needed(compiled.program(keys, state, batches))
+    if there is not None and least > there:
+        raise UserError(
+            f"batch_size={batch_size}: the steps need {least / 2**30:,.1f} GiB at least, and there are {there / 2**30:,.1f}; "
+            "use a smaller batch, and accumulate gradients (optimizer.accumulate; optax.MultiSteps), or smaller networks, or "
+            "compute activations again (rematerialize; networks.rematerialized)"
+        )
 
 
 def check_finite(name: str, step: int, numbers: dict[str, np.ndarray], finite: dict[str, Array]) -> None:

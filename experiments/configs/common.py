@@ -50,9 +50,9 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "ema_decay": placeholder(float),  # of the averages that are evaluated
             "log_every": 100,  # steps per report
             "checkpoint_every": 1000,
-            "restore_from": "",  # RUN[:step]: a new run begins with another's State, by default its latest
+            "restore_from": "",  # RUN[:step]: a new run begins with another's State, its latest by default; best is a step, too
             "rollbacks": 0,  # how often a run that has diverged goes back to its latest checkpoint, with other noise
-            "check_images": 32,  # held-out, at each checkpoint: the ELBO under T and a bound without T
+            "check_images": 32,  # held-out, at each checkpoint: the ELBO next to bounds without T; best/ keeps the best State
             "data": {"name": "", "dir": "", "binarize": "none"},  # binarize: none, dynamic (anew each time) or threshold
             # Of AVB: black_box, or semi_implicit, whose ELBO has bounds that need no T; SIVI, UIVI and IWHVI have no other.
             "encoder": {

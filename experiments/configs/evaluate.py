@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "method": "",  # one of the run's, several with commas; all by default
+            "step": "",  # of the checkpoint; best: that of the best held-out bound; the latest by default
             "seeds": 0,  # how many of the run's seeds, from the first; 0 is all
             "seed": 0,  # of the estimators' own randomness
             # Which, with commas: elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, knn.

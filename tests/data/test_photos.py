@@ -221,9 +221,16 @@ def test_what_is_refused(folder, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", picture())
         archive.writestr("b.png", bytes(10_000))
-    monkeypatch.setattr(images, "LIMIT", 9_999)
+    monkeypatch.setenv("AVB_JAX_UNPACKED", "9999")
     result = images.cached(images.from_zip(tmp_path / "large.zip"), tmp_path / "of_large", 8)
-    assert result.skipped == [("b.png", "unpacks to 10,000 bytes, more than 9,999")]
+    assert result.skipped == [("b.png", "unpacks to 10,000 bytes, more than 9,999 (AVB_JAX_UNPACKED)")]
+    monkeypatch.setenv("AVB_JAX_UNPACKED", "100")
+    with pytest.raises(ValueError, match=r"decodes to 1,600 bytes, more than 100 \(AVB_JAX_UNPACKED\)"):
+        images.decode(PIL.Image.new("RGB", (20, 20)), 8, 0)
+    monkeypatch.setenv("AVB_JAX_UNPACKED", "2 GB")
+    with pytest.raises(UserError, match="AVB_JAX_UNPACKED='2 GB': must be a number of bytes, such as 1073741824"):
+        images.decode(PIL.Image.new("RGB", (20, 20)), 8, 0)
+    monkeypatch.delenv("AVB_JAX_UNPACKED")
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="MiB, 0 are free; name a folder with more space"):
         load(folder)

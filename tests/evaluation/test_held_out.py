@@ -1,6 +1,7 @@
 """The look at held-out examples while a method trains: the ELBO under T next to a bound that does not use T."""
 
 import math
+import shutil
 import types
 
 import jax
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avb_jax import networks
+import avb_jax
+from avb_jax import UserError, networks
 from avb_jax.data import from_arrays
 from avb_jax.evaluation import held_out
 from avb_jax.evaluation.held_out import Comparison, HeldOut
+from avb_jax.training import checkpoints
 from tests.conftest import small_method
 from tests.evaluation import game
 from tests.evaluation.test_examples import GREY, STATE, constant
@@ -61,7 +64,8 @@ class Recorded:
     """What a callback is given of a run, with what it records and notes."""
 
     def __init__(self, method, data, seeds=1):
-        self.method, self.data, self.seed, self.steps = method, data, 0, 100
+        self.method, self.data, self.seed, self.start, self.steps = method, data, 0, 0, 100
+        self.workdir, self.name = None, method.name
         self.numbers, self.notes, self.seeds = [], [], seeds
 
     def per_seed(self, state):
@@ -133,7 +137,6 @@ def test_a_semi_implicit_encoder_s_run_is_shown_both_ends():
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("vae", DATA),  # no T
         ("bigan", DATA),  # no likelihood
         ("avb", from_arrays(game.points(8))),  # no held-out examples
         ("avb", iter(())),  # a user's own batches
@@ -145,7 +148,51 @@ def test_nothing_to_compare(name, data):
     assert not run.notes
 
 
-def test_no_images_and_the_last_step():
-    """None are asked for; and what follows the last step is an evaluation's business."""
+def test_no_images():
+    """None are asked for."""
     assert not looked(game.method(), DATA, game.state(), images=0).numbers
-    assert not looked(game.method(), DATA, game.state(), step=100).numbers
+
+
+def test_the_best_state_is_kept(tmp_path, monkeypatch):
+    """By the mean over seeds; through an interruption; that of the end counts, too; and it can be loaded and begun from."""
+    method, data = small_method("vae"), from_arrays(*np.random.default_rng(0).random((2, 8, 6, 6), np.float32))
+    bounds = []
+    monkeypatch.setattr(held_out, "summarise", lambda found: FINITE._replace(log_likelihood=bounds.pop(0)))
+    options = {"batch_size": 8, "num_seeds": 2, "checkpoint_every": 1, "log_every": 1, "workdir": tmp_path, "parallel": "jit"}
+
+    def trained(steps, *of_pairs):
+        bounds[:] = [of for mean in of_pairs for of in (mean - 1.0, mean + 1.0)]
+        return avb_jax.fit(method, data, steps=steps, callbacks=[HeldOut(quiet=True)], **options)
+
+    def best():
+        return avb_jax.load(tmp_path, method, data.train, num_seeds=2, step="best").state
+
+    second = trained(2, -9.0, -5.0)
+    jax.tree.map(np.testing.assert_array_equal, best(), second)
+    trained(4, -6.0, -5.5)
+    jax.tree.map(np.testing.assert_array_equal, best(), second)  # of which checkpoints/ has nothing any more
+    last = trained(5, -4.0)
+    jax.tree.map(np.testing.assert_array_equal, best(), last)
+    assert [path.name for path in (tmp_path / "best" / "vae").iterdir()] == ["5"]
+    trained(5)  # it is finished, and nothing is looked at
+    # Should the run have to begin again from an earlier state, the best one has never been.
+    for step in (4, 5):
+        shutil.rmtree(tmp_path / "checkpoints" / "vae" / str(step))
+    with pytest.raises(IndexError):
+        trained(5)
+    with pytest.raises(UserError, match=r"no best checkpoint of vae in .*; held-out examples, and a method"):
+        best()
+
+
+def test_a_disk_without_links(tmp_path, monkeypatch):
+    """Files are copied then; and one that is full is a line."""
+    state = {"a": jnp.arange(3)}
+    checkpoints.save(tmp_path / "checkpoints", 1, state)
+    monkeypatch.setattr(checkpoints.os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+    checkpoints.keep(tmp_path / "checkpoints", 1, tmp_path / "best", {"log_likelihood": -2.0})
+    assert checkpoints.found(tmp_path / "best", 1) == {"log_likelihood": -2.0}
+    np.testing.assert_array_equal(checkpoints.restore(tmp_path / "best", state)["a"], state["a"])
+    monkeypatch.setattr(checkpoints.shutil, "copy2", lambda *paths: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(UserError, match=r"the state of step 1 could not be kept there .*No space left on device"):
+        checkpoints.keep(tmp_path / "checkpoints", 1, tmp_path / "other", {})
+    assert not checkpoints.steps(tmp_path / "other")
