@@ -25,7 +25,7 @@ from avb_jax.transforms import with_ema
 from avb_jax.types import Players, UserError
 
 SCHEDULES = ("constant", "cosine")
-CONTRASTS = ("none", "adaptive")
+CONTRASTS = ("prior", "gaussian", "full_covariance", "semi_implicit")
 ENCODERS = ("black_box", "semi_implicit")
 DIVERGENCES = {
     "jensen_shannon": divergences.jensen_shannon,
@@ -152,11 +152,11 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
 
 
 def _avb(config, parts: Parts) -> Method:
-    options, adaptive = config.contrast, config.contrast.kind == "adaptive"
+    options = config.contrast
     encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
     if config.encoder.kind == "semi_implicit":
         encoder, noise_dim = _semi_implicit(config, parts)
-    elif adaptive and options.bases:
+    elif options.kind == "gaussian" and options.bases:
         encoder = networks.MomentEncoder(
             parts.trunk,
             config.latent_dim,
@@ -170,7 +170,7 @@ def _avb(config, parts: Parts) -> Method:
         computing(config, encoder),
         parts.decoder,
         parts.pairs,
-        contrast=contrast.Adaptive(options.moment_draws, options.moment_gradients) if adaptive else None,
+        contrast=_contrast(options),
         minus_log_prior=config.network.minus_log_prior,
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
@@ -180,6 +180,16 @@ def _avb(config, parts: Parts) -> Method:
         **_of_adversary(config),
         **_shared(config),
     )
+
+
+def _contrast(options) -> contrast.Contrast:
+    if options.kind == "gaussian":
+        return contrast.GaussianContrast(options.moment_draws, options.moment_gradients)
+    if options.kind == "full_covariance":
+        return contrast.FullCovariance(options.moment_draws)
+    if options.kind == "semi_implicit":
+        return contrast.SemiImplicitContrast(options.components, options.broad, options.inflation)
+    return contrast.PriorContrast()
 
 
 def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:

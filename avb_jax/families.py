@@ -74,8 +74,8 @@ def _pairs(config, x_net: nn.Module, z_widths: tuple[int, ...]) -> nn.Module:
     if kind == "joint":
         options = {"components": components, "activation": activation}
         return networks.JointAdversary(x_net, z_net, features, (features, features), **options)
-    adaptive = config.contrast.kind == "adaptive"
-    return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=adaptive)
+    near_q = config.contrast.kind != "prior"
+    return networks.InnerProductAdversary(x_net, z_net, features, starts_at_zero=near_q)
 
 
 def _mlp(config, x_shape, parameters):

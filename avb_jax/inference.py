@@ -38,7 +38,7 @@ from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, 
 
 PAIRS = 20_000  # draws behind `Fit.bound` and its diagnostics
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
-ADAPTIVE = contrasts.Adaptive()
+ADAPTIVE = contrasts.GaussianContrast()
 
 
 class Density(dist.Distribution):
@@ -84,7 +84,7 @@ def negative_bound(
     *,
     networks: Players,
     density: Density,
-    contrast: contrasts.Adaptive,
+    contrast: contrasts.GaussianContrast,
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
@@ -102,16 +102,17 @@ def negative_bound(
       train: whether batch normalisation uses this batch.
 
     Returns:
-      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` z [S, B, Z] as T sees it.
+      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` [2, S, B, Z], its draws
+      and r's as T sees them.
     """
     del beta
     drawn, encoder = contrasts.encode(
-        contrast, density, networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, train=train
+        contrast, density, networks.encoder, params.encoder, collections.encoder, draws, train=train
     )
     t, _ = avb.both_sides(
         adversary,
         collections,
-        draws,
+        draws.x,
         drawn.compared,
         networks=networks,
         prior=density,
@@ -132,7 +133,7 @@ def density_method(
     *,
     optimizers: Players | optax.GradientTransformation,
     noise_dim: int,
-    contrast: contrasts.Adaptive = ADAPTIVE,
+    contrast: contrasts.GaussianContrast = ADAPTIVE,
     adversary_steps: int = 1,
 ) -> Method:
     """AVB with adaptive contrast for a density.
@@ -171,7 +172,7 @@ def density_method(
         raise UserError("log_density: is not finite at z = 0; shift z, or give a density over all of R^dim")
     density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
     networks = players.prepare(Players(sampler, None, adversary), optimizers, density, ("adversary",))
-    base = avb.compared_with(density, contrast)
+    base = contrast.base(density)
     loss = functools.partial(negative_bound, networks=networks, density=density, contrast=contrast)
     loss_of_t = functools.partial(avb.adversary_loss, networks=networks, prior=density, contrast=contrast, minus_log_prior=True)
     encode = generator.posterior_of(networks.encoder, noise_dim, dim)

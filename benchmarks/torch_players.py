@@ -429,7 +429,7 @@ def losses(players: dict, x, noise, z_prior, config) -> tuple[torch.Tensor, torc
         kl = 0.5 * (mean**2 + std**2 - 1.0 - 2.0 * torch.log(std)).sum(-1)
         return (rec + kl).mean(), None
     compared, ratio = z, 0.0
-    if config.contrast.kind == "adaptive":
+    if config.contrast.kind == "gaussian":
         std = std.clamp(min=1e-3)
         mean, std = (mean, std) if config.contrast.moment_gradients else (mean.detach(), std.detach())
         compared = (z - mean) / std

@@ -40,7 +40,7 @@ class Suite(NamedTuple):
 
 ADAPTIVE = {
     "method": "avb",
-    "contrast.kind": "adaptive",
+    "contrast.kind": "gaussian",
     "adversary_floor": 3.0,
     "network.minus_log_prior": False,
     "noise_draws": 8,

@@ -62,7 +62,7 @@ class Game:
     `contrast` is for both losses, further settings are for those that have them.
     """
 
-    def __init__(self, encoder=None, adversary=None, *, contrast=None, divergence=None, **settings):
+    def __init__(self, encoder=None, adversary=None, *, contrast=avb.PRIOR, divergence=None, **settings):
         modules = encoder or LinearEncoder(), LinearDecoder(), adversary or ExactLogRatio()
         self.networks = Players(*map(as_network, modules))
         x, z = jnp.zeros((4, 2)), jnp.zeros((4, 2))
@@ -92,8 +92,8 @@ class Game:
         return self.loss(self.params, draws, adversary)[1].terms
 
     def loss_of_t(self, adversary, draws, z):
-        """Of T: (loss, `AdversaryTerms`)."""
-        loss, (terms, _) = self._loss_of_t(adversary, self.collections, draws, z)
+        """Of T, which compares the encoder's z [S, B, 2] with the prior's: (loss, `AdversaryTerms`)."""
+        loss, (terms, _) = self._loss_of_t(adversary, self.collections, draws, jnp.stack([z, draws.z_prior]))
         return loss, terms
 
     def z(self, draws):

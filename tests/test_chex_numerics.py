@@ -184,7 +184,8 @@ class MethodsTest(chex.TestCase):
 
         def loss_of(adversary, draws):
             collections = Players({}, {}, {})
-            return avb.adversary_loss(adversary, collections, draws, draws.z_prior, networks=networks, prior=prior)
+            alike = jnp.stack([draws.z_prior, draws.z_prior])
+            return avb.adversary_loss(adversary, collections, draws, alike, networks=networks, prior=prior)
 
         loss, (terms, _) = self.variant(loss_of)(state.params.adversary, draws)
         t, _ = networks.adversary.apply({"params": state.params.adversary}, IMAGES, draws.z_prior, train=False)

@@ -1,4 +1,6 @@
-"""Adaptive contrast: what T is to learn shrinks, the KL term stays what it is."""
+"""Contrasts: what T is to learn shrinks, the KL term stays what it is."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,9 @@ import pytest
 from flax import linen as nn
 from numpyro import distributions as dist
 
-from avb_jax import Posterior, UserError, contrast
-from avb_jax.contrast import Adaptive
+from avb_jax import Draws, Posterior, UserError, contrast
+from avb_jax.contrast import FullCovariance, GaussianContrast, SemiImplicitContrast
+from avb_jax.network import as_network
 from tests.conftest import small_method
 from tests.gaussian import POINTS, PRIOR, Game, analytic_negative_elbo, log_normal, params_of_q
 
@@ -66,7 +69,7 @@ def points():
 
 
 def _game(encoder, adversary, **settings):
-    return Game(encoder, adversary, contrast=Adaptive(**settings))
+    return Game(encoder, adversary, contrast=GaussianContrast(**settings))
 
 
 def _gradients(game, points):
@@ -88,7 +91,7 @@ def test_with_a_gaussian_encoder_nothing_is_left_for_t(points):
     mean = 0.8 * points - 0.3
     np.testing.assert_allclose(terms.kl_contrast, gaussian_kl(mean, jnp.full_like(mean, np.exp(-0.5))), rtol=1e-5)
     assert abs(jnp.mean(terms.kl - terms.kl_contrast)) < 4 * jnp.std(terms.kl - terms.kl_contrast) / np.sqrt(COUNT)
-    np.testing.assert_allclose((found.compared.mean(), found.compared.std()), (0, 1), atol=0.01)
+    np.testing.assert_allclose((found.compared[0].mean(), found.compared[0].std()), (0, 1), atol=0.01)
 
 
 def test_the_objective_does_not_depend_on_r_where_t_is_optimal(points):
@@ -132,11 +135,11 @@ def test_moments_that_the_encoder_does_not_give_are_estimated():
 
     def contrasted(draws, noise):
         encoder = game.networks.encoder, game.params.encoder, {}
-        return contrast.encode(Adaptive(draws), PRIOR, *encoder, POINTS, noise, train=True)[0]
+        return contrast.encode(GaussianContrast(draws), PRIOR, *encoder, Draws(POINTS, noise, noise), train=True)[0]
 
     drawn = contrasted(100_000, noise)
     mean, std = 0.8 * POINTS - 0.3, jnp.full((4, 2), np.exp(-0.5))
-    np.testing.assert_allclose(drawn.compared, (drawn.z - mean) / std, atol=0.02)
+    np.testing.assert_allclose(drawn.compared[0], (drawn.z - mean) / std, atol=0.02)
     np.testing.assert_allclose(drawn.kl, gaussian_kl(mean, std), atol=0.02)
     np.testing.assert_array_equal(contrasted(3, noise).kl, contrasted(3, -noise).kl)
 
@@ -146,10 +149,93 @@ def test_a_prior_of_any_kind():
     prior = dist.StudentT(3.0, jnp.zeros(2), 1.0).to_event(1)
     game, noise = Game(GivesMoments()), jax.random.normal(jax.random.key(3), (5, 4, 2))
     encoder = game.networks.encoder, game.params.encoder, {}
-    drawn, _ = contrast.encode(Adaptive(), prior, *encoder, POINTS, noise, train=True)
+    drawn, _ = contrast.encode(GaussianContrast(), prior, *encoder, Draws(POINTS, noise, noise), train=True)
     log_r = log_normal(drawn.z, 0.8 * POINTS - 0.3, -0.5).sum(axis=-1)
     np.testing.assert_allclose(drawn.log_ratio, log_r - prior.log_prob(drawn.z), rtol=1e-4, atol=1e-5)
     assert drawn.kl is None
+
+
+class Correlated(nn.Module):
+    """z = x + L noise."""
+
+    @nn.compact
+    def __call__(self, x, noise):
+        return x + self.param("gain", nn.initializers.ones, ()) * noise @ jnp.array([[1.0, 0.8], [0.0, 0.3]])
+
+
+def test_a_full_covariance_leaves_nothing_of_any_gaussian():
+    """T sees N(0, I), and the KL term is what the covariance makes it; no gradient flows into r."""
+    game, noise = Game(Correlated()), jax.random.normal(jax.random.key(3), (20_000, 4, 2))
+
+    def contrasted(params, count=50_000):
+        encoder = game.networks.encoder, params, {}
+        return contrast.encode(FullCovariance(count), PRIOR, *encoder, Draws(POINTS, noise, noise), train=True)[0]
+
+    drawn = contrasted(game.params.encoder)
+    np.testing.assert_array_equal(drawn.compared[1], noise)
+    seen = np.moveaxis(drawn.compared[0], 1, 0)
+    np.testing.assert_allclose(seen.mean(axis=1), np.zeros((4, 2)), atol=0.03)
+    np.testing.assert_allclose([np.cov(one.T) for one in seen], np.broadcast_to(np.eye(2), (4, 2, 2)), atol=0.05)
+    covariance = jnp.array([[1.0, 0.8], [0.8, 0.73]])
+    log_r = dist.MultivariateNormal(POINTS, covariance).log_prob(drawn.z)
+    np.testing.assert_allclose(drawn.log_ratio.mean(), (log_r - PRIOR.log_prob(drawn.z)).mean(), atol=0.02)
+    few = jax.random.normal(jax.random.key(0), (5, 2)) @ jnp.array([[1.0, 0.8], [0.0, 0.3]])
+    of_few = dist.MultivariateNormal(POINTS + few.mean(axis=0), jnp.cov(few.T) + 1e-6 * jnp.eye(2))
+
+    def log_ratio(gain):
+        z = POINTS + gain * (drawn.z - POINTS)
+        return jnp.mean(of_few.log_prob(z) - PRIOR.log_prob(z))
+
+    found = jax.grad(lambda params: contrasted(params, 5).log_ratio.mean())(game.params.encoder)["gain"]
+    np.testing.assert_allclose(found, jax.grad(log_ratio)(1.0), rtol=1e-3)
+
+
+class Mixture(nn.Module):
+    """z = x + u + (0.1 + |u|) n, semi-implicit, of two dimensions."""
+
+    @nn.compact
+    def __call__(self, x, noise):
+        n, u = noise[..., :2], noise[..., 2:]
+        mean = x + self.param("gain", nn.initializers.ones, ()) * u
+        std = jnp.broadcast_to(0.1 + jnp.abs(u), mean.shape)
+        return Posterior(mean + std * n, conditional=(mean, std))
+
+
+def test_a_mixture_of_the_encoders_own_conditionals():
+    """Its density by hand, and draws that have it; T sees z as it is, and no gradient flows into r."""
+    encoder, noise = Mixture(), jax.random.normal(jax.random.key(3), (40_000, 4, 4))
+    of, params = contrast.SemiImplicitContrast(3, 0.25, 2.0), {"gain": jnp.ones(())}
+    base = of.base(PRIOR).sample(jax.random.key(4), (40_000, 4))
+
+    def contrasted(params):
+        return contrast.encode(of, PRIOR, as_network(encoder), params, {}, Draws(POINTS, noise, base), train=True)[0]
+
+    drawn = contrasted(params)
+    np.testing.assert_array_equal(drawn.compared[0], drawn.z)
+    u = jax.random.normal(jax.random.key(0), (3, 1, 4))[..., 2:]
+    means, stds = POINTS + u, jnp.broadcast_to(0.1 + jnp.abs(u), (3, 4, 2))
+    variance = np.mean(stds**2, axis=0) + np.var(means, axis=0)
+    components = [(mean, std) for mean, std in zip(means, stds, strict=True)] + [(means.mean(axis=0), 2.0 * np.sqrt(variance))]
+    weights = np.array([0.25, 0.25, 0.25, 0.25])
+
+    def log_r(z):
+        log_parts = [log_normal(z, mean, np.log(std)).sum(axis=-1) for mean, std in components]
+        return jax.nn.logsumexp(jnp.stack(log_parts), axis=0, b=weights[:, None, None])
+
+    np.testing.assert_allclose(drawn.log_ratio, log_r(drawn.z) - PRIOR.log_prob(drawn.z), rtol=1e-3, atol=1e-3)
+    # Where draws are r's, E_r[w / r] is the integral of w: of a density, 1, and of r twice over what it is.
+    of_r = drawn.compared[1]
+    for width in (0.5, 1.0):
+        inside = log_normal(of_r, POINTS, np.log(width)).sum(axis=-1)
+        weight = np.exp(inside - log_r(of_r))
+        np.testing.assert_allclose(weight.mean(axis=0), 1.0, atol=4 * weight.std(axis=0).max() / np.sqrt(len(weight)))
+    np.testing.assert_allclose(of_r.mean(axis=0), means.mean(axis=0), atol=0.08)
+    np.testing.assert_allclose(of_r.var(axis=0), (0.75 + 0.25 * 4.0) * variance, rtol=0.1)
+    found = jax.grad(lambda params: contrasted(params).log_ratio.mean())(params)["gain"]
+    v = noise[..., 2:]
+    z = lambda gain: POINTS + gain * v + (0.1 + jnp.abs(v)) * noise[..., :2]  # noqa: E731
+    through_z = jax.grad(lambda gain: jnp.mean(log_r(z(gain)) - PRIOR.log_prob(z(gain))))(1.0)
+    np.testing.assert_allclose(found, through_z, rtol=1e-3)
 
 
 def test_an_encoder_that_ignores_its_noise_has_finite_moment_gradients():
@@ -164,8 +250,25 @@ def test_an_encoder_that_ignores_its_noise_has_finite_moment_gradients():
 
 
 def test_slips_are_named(images):
+    for settings, message in (
+        ({"components": 1}, "components=1: must be at least 2"),
+        ({"broad": 0.0}, "broad=0.0: must be above 0 and at most 1"),
+        ({"inflation": 0.9}, "inflation=0.9: must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            SemiImplicitContrast(**settings)
     with pytest.raises(UserError, match="moment_draws=1: must be at least 2"):
-        Adaptive(moment_draws=1)
+        FullCovariance(1)
+    with pytest.raises(UserError, match="moment_draws=3: must be more than z's 3 dimensions"):
+        small_method("avb", contrast=FullCovariance(3))
+    with pytest.raises(UserError, match="minus_log_prior=True: must be False under a SemiImplicitContrast"):
+        small_method("avb", contrast=SemiImplicitContrast(), minus_log_prior=True)
+    method = small_method("avb", contrast=SemiImplicitContrast(), minus_log_prior=False)
+    state = method.init(jax.random.key(0), images)
+    with pytest.raises(UserError, match="contrast: the encoder is not semi-implicit"):
+        method.train_step(jax.random.key(1), state, images)
+    with pytest.raises(UserError, match="moment_draws=1: must be at least 2"):
+        GaussianContrast(moment_draws=1)
 
     class Wrong(nn.Module):
         @nn.compact

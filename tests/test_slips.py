@@ -39,7 +39,7 @@ PARTS = {
         ({"noise_dim": 0}, "noise_dim=0: must be at least 1"),
         ({"noise_dim": "3"}, "noise_dim='3': must be a number of at least 1"),
         ({"beta": "1"}, "beta='1': must be a number of at least 0"),
-        ({"contrast": "adaptive"}, "contrast='adaptive': must be None or a contrast.Adaptive"),
+        ({"contrast": "adaptive"}, "contrast='adaptive': must be a contrast of avb_jax.contrast"),
         ({"divergence": "kl"}, "divergence='kl': must be a function of avb_jax.divergences"),
     ],
 )

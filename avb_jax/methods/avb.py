@@ -16,13 +16,14 @@ from numpyro.distributions import Distribution
 
 from avb_jax import contrast as contrasts
 from avb_jax import divergences, players
-from avb_jax.distributions import Likelihood, log_likelihood, standard_normal
+from avb_jax.distributions import Likelihood, log_likelihood
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
+PRIOR = contrasts.PriorContrast()
 SATURATED = 5.0  # |T| from which the logistic loss has less than 1% of its gradient left
 
 
@@ -56,7 +57,7 @@ def negative_elbo_adversarial(
     networks: Players,
     prior: Distribution,
     likelihood: Likelihood,
-    contrast: contrasts.Adaptive | None = None,
+    contrast: contrasts.Contrast = PRIOR,
     adversary_floor: float | None = None,
     minus_log_prior: bool = False,
     beta: Array | float = 1.0,
@@ -69,8 +70,8 @@ def negative_elbo_adversarial(
     adversary's own loss, so that both see the same function where T normalises over the batch (and so that a
     compiler shares the forward pass).
 
-    Under adaptive contrast T sees (z - mean) / std and stands in for log q(z|x) - log r(z|x); the KL term is T plus
-    log r(z|x) - log p(z), see `contrast`.
+    Under another contrast T stands in for log q(z|x) - log r(z|x), and the KL term is T plus log r(z|x) - log p(z), see
+    `contrast`.
 
     With a floor c the KL term takes max(T, -c). Since E_q[exp(-T*)] = 1, T* < -t has a probability of at most e^-t under q, so
     that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any more from places where a
@@ -84,7 +85,7 @@ def negative_elbo_adversarial(
       networks: every player's.
       prior: p(z).
       likelihood: the decoder's output -> p(x|z).
-      contrast: what T compares q(z|x) with; the prior where it is None.
+      contrast: what T compares q(z|x) with.
       adversary_floor: c, or None.
       minus_log_prior: see `avb`.
       beta: weight of the KL term.
@@ -92,17 +93,23 @@ def negative_elbo_adversarial(
 
     Returns:
       The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is an estimate that is only as good as T and may be
-      negative, and `compared` z [S, B, Z] as T sees it.
+      negative, and `compared` [2, S, B, Z], the encoder's draws and r's as T sees them.
     """
     drawn, encoder = contrasts.encode(
-        contrast, prior, networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, train=train
+        contrast,
+        prior,
+        networks.encoder,
+        params.encoder,
+        collections.encoder,
+        draws,
+        train=train,
     )
     of_x, decoder = generator.decode(networks.decoder, likelihood, params.decoder, collections.decoder, drawn.z[0], train=train)
     reconstruction = -log_likelihood(of_x, draws.x)
     t, _ = both_sides(
         adversary,
         collections,
-        draws,
+        draws.x,
         drawn.compared,
         networks=networks,
         prior=prior,
@@ -120,11 +127,11 @@ def adversary_loss(
     adversary: PyTree,
     collections: Players,
     draws: Draws,
-    z: Array,
+    compared: Array,
     *,
     networks: Players,
     prior: Distribution,
-    contrast: contrasts.Adaptive | None = None,
+    contrast: contrasts.Contrast = PRIOR,
     divergence: Callable = divergences.jensen_shannon,
     minus_log_prior: bool = False,
     train: bool = True,
@@ -137,8 +144,8 @@ def adversary_loss(
     Args:
       adversary: T's params.
       collections: every player's.
-      draws: x [B, ...] and z_prior [S, B, Z]; its noise is not read.
-      z: the encoder's draws [S, B, Z], standardised under adaptive contrast; no gradient flows into them.
+      draws: x [B, ...]; the rest is not read.
+      compared: the encoder's draws and r's [2, S, B, Z], as T sees them; no gradient flows into them.
       networks: every player's.
       prior: p(z).
       contrast: as there.
@@ -152,8 +159,8 @@ def adversary_loss(
     t, after = both_sides(
         adversary,
         collections,
-        draws,
-        jax.lax.stop_gradient(z),
+        draws.x,
+        jax.lax.stop_gradient(compared),
         networks=networks,
         prior=prior,
         contrast=contrast,
@@ -167,28 +174,28 @@ def adversary_loss(
 def both_sides(
     adversary: PyTree,
     collections: Players,
-    draws: Draws,
-    z: Array,
+    x: Array,
+    compared: Array,
     *,
     networks: Players,
     prior: Distribution,
-    contrast: contrasts.Adaptive | None,
+    contrast: contrasts.Contrast,
     minus_log_prior: bool,
     train: bool,
 ) -> tuple[Array, PyTree]:
-    """T [2, S, B] at the encoder's z [S, B, Z] and at the prior's, through one call, and the adversary's new collections."""
+    """T [2, S, B] at both sides [2, S, B, Z], through one call, and the adversary's new collections."""
     t, after = evaluate_t(
         adversary,
         collections,
-        draws.x,
-        jnp.concatenate([z, draws.z_prior]),
+        x,
+        compared.reshape(-1, *compared.shape[2:]),
         networks=networks,
         prior=prior,
         contrast=contrast,
         minus_log_prior=minus_log_prior,
         train=train,
     )
-    return t.reshape(2, *z.shape[:2]), after
+    return t.reshape(compared.shape[:3]), after
 
 
 def evaluate_t(
@@ -199,21 +206,16 @@ def evaluate_t(
     *,
     networks: Players,
     prior: Distribution,
-    contrast: contrasts.Adaptive | None,
+    contrast: contrasts.Contrast,
     minus_log_prior: bool,
     train: bool,
 ) -> tuple[Array, PyTree]:
-    """T [S, B] at x [B, ...] and z [S, B, Z], standardised under adaptive contrast, and the adversary's new collections."""
+    """T [S, B] at x [B, ...] and z [S, B, Z] as T sees it, and the adversary's new collections."""
     t, after = players.evaluate_pairs(networks.adversary, adversary, collections.adversary, x, z, train=train)
     if minus_log_prior:
-        base = compared_with(prior, contrast)
+        base = contrast.base(prior)
         t = t + base.log_prob(base.mean) - base.log_prob(z)
     return t, after
-
-
-def compared_with(prior: Distribution, contrast: contrasts.Adaptive | None) -> Distribution:
-    """What T compares the encoder's draws with: the prior, or under adaptive contrast N(0, I), as r is once standardised."""
-    return prior if contrast is None else standard_normal(prior.event_shape[0])
 
 
 def adversary_terms(t: Array, divergence: Callable) -> tuple[Array, AdversaryTerms]:
@@ -234,7 +236,7 @@ def avb(
     likelihood: Likelihood,
     optimizers: Players | optax.GradientTransformation,
     noise_dim: int,
-    contrast: contrasts.Adaptive | None = None,
+    contrast: contrasts.Contrast = PRIOR,
     divergence: Callable = divergences.jensen_shannon,
     minus_log_prior: bool = False,
     adversary_floor: float | None = None,
@@ -253,10 +255,10 @@ def avb(
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
-      contrast: what T compares q(z|x) with: the prior, or `contrast.Adaptive()` for a Gaussian with q's moments.
+      contrast: what T compares q(z|x) with: the prior, or a density r(z|x) of `avb_jax.contrast` that comes nearer to q.
       divergence: the adversary's objective, one of `divergences`.
       minus_log_prior: T is the network's output less log p(z), up to a constant: of T* = log q(z|x) - log p(z) the network then
-        has log q alone to learn. Under adaptive contrast p is N(0, I), which r is once standardised.
+        has log q alone to learn. Under a Gaussian contrast p is N(0, I), which r is once standardised.
       adversary_floor: c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; None: no floor.
       adversary_steps: adversary updates per step (section 3.2: keep T near its optimum).
       noise_draws: S, draws of z per example in a step: all are for T, the first one is decoded.
@@ -291,7 +293,12 @@ def avb(
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
         noise_dim=at_least(noise_dim, 1),
-        contrast=(contrast, contrast is None or isinstance(contrast, contrasts.Adaptive), "None or a contrast.Adaptive"),
+        contrast=(contrast, isinstance(contrast, contrasts.Contrast), "a contrast of avb_jax.contrast"),
+        minus_log_prior=(
+            minus_log_prior,
+            not (minus_log_prior and isinstance(contrast, contrasts.SemiImplicitContrast)),
+            "False under a SemiImplicitContrast, of which T sees z itself",
+        ),
         divergence=(divergence, callable(divergence), "a function of avb_jax.divergences"),
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
         adversary_steps=at_least(adversary_steps, 1),
@@ -301,7 +308,7 @@ def avb(
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
-    base, beta_at = compared_with(prior, contrast), warmup(beta, beta_warmup)
+    base, beta_at = contrast.base(prior), warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
     loss_of_t = functools.partial(adversary_loss, divergence=divergence, **of_t)
@@ -342,7 +349,7 @@ def avb(
     def evaluate_adversary(key: Array, state: State, x: Array, draws: int = 1) -> AdversaryTerms:
         sampled = draw(key, x, draws)
         drawn, _ = contrasts.encode(
-            contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, x, sampled.noise, train=False
+            contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, sampled, train=False
         )
         _, (terms, _) = loss_of_t(state.params.adversary, state.collections, sampled, drawn.compared, train=False)
         return terms._replace(kl=terms.t + drawn.log_ratio.mean(axis=0))
@@ -371,7 +378,7 @@ def avb(
         def step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, FreshInfo]:
             draws = draw(key, x)
             drawn, _ = contrasts.encode(
-                contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, x, draws.noise, train=False
+                contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, draws, train=False
             )
             gradient, (terms, after) = jax.grad(loss_of_t, has_aux=True)(
                 state.params.adversary, state.collections, draws, drawn.compared

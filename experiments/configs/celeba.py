@@ -94,6 +94,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "flip": True,
             "cache": "",  # decoded images; ~/.cache/avb_jax by default
         },
-        contrast={"kind": "adaptive"},
+        contrast={"kind": "gaussian"},
         optimizer={"encoder_rate": 1e-4, "decoder_rate": 3e-4, "adversary_rate": 3e-4},
     )

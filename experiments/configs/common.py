@@ -60,15 +60,19 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
                 "widths": (256, 256),  # of the layers that join x's features and noise
                 "smallest_std": 0.0,  # of z given that noise
             },
-            # What T compares q(z|x) with: the prior (kind none), or a Gaussian with q's moments (adaptive).
+            # What T compares q(z|x) with: the prior; gaussian, with q's moments (adaptive contrast), or full_covariance; or
+            # semi_implicit: a mixture of such an encoder's own conditionals, and of a wide Gaussian.
             "contrast": {
-                "kind": "none",
-                "bases": 4,  # noise networks of an encoder that knows its moments; 0: a black box
+                "kind": "prior",
+                "bases": 4,  # of gaussian: noise networks of an encoder that knows its moments; 0: a black box
                 "widths": (64, 64),  # of these networks
-                "gaussian_share": 0.5,  # of the encoder's noise
-                "moment_draws": 8,  # of a black box, for its moments
+                "gaussian_share": 0.5,  # of that encoder's noise
+                "moment_draws": 8,  # of any other encoder, for its moments; more than latent_dim for full_covariance
                 "moment_gradients": False,  # whether the moments are trained without T, which then shapes q alone
                 "shape_rate": 1.0,  # rate of what makes that shape, over the encoder's
+                "components": 16,  # of a mixture
+                "broad": 0.5,  # the wide Gaussian's share of it
+                "inflation": 1.2,  # its standard deviation, over q's
             },
             # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
             "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},

@@ -32,7 +32,7 @@ PAPER = {
 }
 ADAPTIVE = {
     **PAPER,
-    "contrast.kind": "adaptive",
+    "contrast.kind": "gaussian",
     "adversary_floor": 3.0,
     "noise_dim": 16,
     "noise_draws": 8,

@@ -108,7 +108,7 @@ def test_a_fresh_adversary_starts_on_the_averages():
             jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-CONTRASTS = {"none": None, "adaptive": contrast.Adaptive(moment_draws=3)}
+CONTRASTS = {"none": contrast.PriorContrast(), "adaptive": contrast.GaussianContrast(moment_draws=3)}
 
 
 @pytest.mark.parametrize("name", CONTRASTS)

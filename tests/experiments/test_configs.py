@@ -75,7 +75,7 @@ BASE = {
     "latent_dim": 3,
     "likelihood_std": None,
     "likelihood_scale": "pixel",
-    "contrast.kind": "adaptive",
+    "contrast.kind": "gaussian",
     "contrast.bases": 2,
     "contrast.widths": (3,),
     "network.minus_log_prior": False,

@@ -97,7 +97,8 @@ def test_no_loss_leaks_into_another_player(images):
 
     def of_t(params, noise):  # of everything that the adversary's loss could reach
         z, _ = players.encode(nets.encoder, params.encoder, {}, images, noise, 3, train=True)
-        return avb.adversary_loss(params.adversary, state.collections, draws, z.z, networks=nets, prior=prior)[0]
+        compared = jnp.stack([z.z, draws.z_prior])
+        return avb.adversary_loss(params.adversary, state.collections, draws, compared, networks=nets, prior=prior)[0]
 
     gradient, noise_gradient = jax.jit(jax.grad(of_t, argnums=(0, 1)))(state.params, draws.noise)
     for leaf in jax.tree.leaves((gradient.encoder, gradient.decoder, noise_gradient)):
@@ -174,7 +175,7 @@ def test_the_zero_sum_form_is_the_loss_of_kl():
     game = Game(divergence=divergences.kl)
     draws = game.draw(jax.random.key(1), POINTS)
     negative_elbo, found = game.loss(game.params, draws)
-    loss, _ = game.loss_of_t(game.params.adversary, draws, found.compared)
+    loss, _ = game.loss_of_t(game.params.adversary, draws, found.compared[0])
     t_prior = ExactLogRatio().apply({"params": game.params.adversary}, POINTS, draws.z_prior[0])
     np.testing.assert_allclose(negative_elbo + loss, jnp.mean(found.terms.reconstruction + jnp.exp(t_prior) - 1), rtol=1e-5)
 
@@ -198,7 +199,11 @@ def test_minus_log_prior_leaves_log_q_to_the_network(images, prior):
             minus_log_prior=settings[1],
             train=False,
         )[0]
-        for settings in ((None, False), (None, True), (contrast.Adaptive(), True))
+        for settings in (
+            (contrast.PriorContrast(), False),
+            (contrast.PriorContrast(), True),
+            (contrast.GaussianContrast(), True),
+        )
     ]
     np.testing.assert_allclose(both[1] - both[0], 0.5 * (((z - mean) / std) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(both[2] - both[0], 0.5 * (z**2).sum(-1), rtol=1e-4, atol=1e-5)
@@ -207,7 +212,7 @@ def test_minus_log_prior_leaves_log_q_to_the_network(images, prior):
 FROZEN = {"batch_norm": True, "noise_draws": 2}
 
 
-@pytest.mark.parametrize("adaptive", [None, contrast.Adaptive(3)])
+@pytest.mark.parametrize("adaptive", [contrast.PriorContrast(), contrast.GaussianContrast(3)])
 def test_a_fresh_adversary_s_step_is_eq_3_3_s(images, adaptive):
     """T alone, at standardised z under contrast, with an encoder in evaluation mode; written out. T starts anew."""
     method = small_method("avb", contrast=adaptive, minus_log_prior=True, **FROZEN)
@@ -230,7 +235,7 @@ def test_a_fresh_adversary_s_step_is_eq_3_3_s(images, adaptive):
         return jnp.stack([modules.encoder.apply(variables, x, each) for each in noise])
 
     z, z_prior = z_of(jax.random.normal(noise_key, (2, 2, 3))), jax.random.normal(prior_key, (2, 2, 3))
-    if adaptive:
+    if isinstance(adaptive, contrast.GaussianContrast):
         fixed = z_of(jnp.repeat(jax.random.normal(jax.random.key(0), (3, 1, 3)), 2, axis=1))
         z = (z - fixed.mean(axis=0)) / fixed.std(axis=0, ddof=1)
 
@@ -250,7 +255,7 @@ def test_a_fresh_adversary_s_step_is_eq_3_3_s(images, adaptive):
     close(jnp.mean(info.adversary_loss), loss(state.params.adversary)[0])
 
 
-@pytest.mark.parametrize("adaptive", [None, contrast.Adaptive(3)])
+@pytest.mark.parametrize("adaptive", [contrast.PriorContrast(), contrast.GaussianContrast(3)])
 def test_what_t_says_of_an_example_is_what_its_losses_say(images, adaptive):
     """Under either contrast, on the same draws in evaluation mode: each example's loss, accuracy, saturation, T and KL."""
     options = {"batch_norm": True, "encoder": networks.GaussianEncoder}
@@ -265,8 +270,8 @@ def test_what_t_says_of_an_example_is_what_its_losses_say(images, adaptive):
     for name, value in expected._replace(kl=generative.terms.kl)._asdict().items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
     t = nets.adversary.apply(
-        {"params": state.params.adversary, **state.collections.adversary}, images, generative.compared[0], train=False
+        {"params": state.params.adversary, **state.collections.adversary}, images, generative.compared[0, 0], train=False
     )[0]
     alone = draws._replace(noise=draws.noise[:1], z_prior=draws.z_prior[:1])
-    _, (one, _) = avb.adversary_loss(*variables[:2], alone, generative.compared[:1], **of_t)
+    _, (one, _) = avb.adversary_loss(*variables[:2], alone, generative.compared[:, :1], **of_t)
     np.testing.assert_allclose(one.t, t, rtol=1e-4, atol=1e-5)  # at the encoder's z, not at the prior's

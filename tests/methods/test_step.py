@@ -62,7 +62,7 @@ def of_settings(name, modules, settings):
     given = settings._replace(divergence=getattr(divergences, settings.divergence))._asdict()
     given["prior"] = distributions.normal(jnp.full(3, mean), jnp.full(3, std))
     if settings.adaptive:
-        given["contrast"] = contrast.Adaptive(settings.moment_draws, settings.moment_gradients)
+        given["contrast"] = contrast.GaussianContrast(settings.moment_draws, settings.moment_gradients)
     if name in ("avb", "vae", "aae"):
         given["likelihood"] = distributions.bernoulli
     accepted = {*inspect.signature(METHODS[name]).parameters, "noise_dim"}

@@ -62,7 +62,11 @@ def one_block(dataset, method, mode, devices, steps=1, num_seeds=None):
 )
 def test_sharded_is_one_device(dataset, sgd, name, kind, count, adaptive):
     """A whole step, batch statistics and randomness included."""
-    options = {"noise_draws": 2, "contrast": contrast.Adaptive() if adaptive else None} if name == "avb" else {}
+    options = (
+        {"noise_draws": 2, "contrast": contrast.GaussianContrast() if adaptive else contrast.PriorContrast()}
+        if name == "avb"
+        else {}
+    )
     method = small_method(name, ema_decay=0.9, optimizers=sgd, **options, **({kind: True} if kind else {}))
     _, one, info = one_block(dataset, method, "jit", 1)
     _, many, info_many = one_block(dataset, method, "sharded", count)

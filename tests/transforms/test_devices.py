@@ -60,7 +60,10 @@ def test_a_step_is_the_mean_of_the_devices_steps(name, sgd, images, shares):
             np.testing.assert_allclose(value[0], np.mean([numbers[field] for numbers in means]), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_norm", "adaptive"), [(False, None), (True, None), (True, contrast.Adaptive())])
+@pytest.mark.parametrize(
+    ("batch_norm", "adaptive"),
+    [(False, contrast.PriorContrast()), (True, contrast.PriorContrast()), (True, contrast.GaussianContrast())],
+)
 def test_the_full_batch_gradient_is_taken(batch_norm, adaptive, sgd, images, shares):
     """Each device draws noise of its own: the full batch is made of the devices' draws put together.
 
