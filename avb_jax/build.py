@@ -14,9 +14,10 @@ import ml_collections
 import optax
 
 import avb_jax
-from avb_jax import contrast, data, distributions, divergences, networks
+from avb_jax import contrast, data, distributions, networks
 from avb_jax.data.dataset import Dataset
 from avb_jax.data.photos import Photos
+from avb_jax.divergences import DIVERGENCES, GENERATOR_DIVERGENCES
 from avb_jax.families import Parts, activation_of, computing, parts_of, pick
 from avb_jax.method import Method
 from avb_jax.network import Network
@@ -27,13 +28,6 @@ from avb_jax.types import Players, UserError
 SCHEDULES = ("constant", "cosine")
 CONTRASTS = ("prior", "gaussian", "full_covariance", "semi_implicit")
 ENCODERS = ("black_box", "semi_implicit")
-DIVERGENCES = {
-    "jensen_shannon": divergences.jensen_shannon,
-    "kl": divergences.kl,
-    "reverse_kl": divergences.reverse_kl,
-    "pearson": divergences.pearson,
-    "hellinger": divergences.hellinger,
-}
 POSTERIORS = {
     "diagonal": networks.GaussianEncoder,
     "full": networks.FullCovarianceEncoder,
@@ -284,13 +278,14 @@ def _bigan(config, parts: Parts) -> Method:
         parts.decoder,
         parts.pairs,
         noise_dim=config.latent_dim,
+        **_of_generator(config),
         **_of_adversary(config),
         **_shared(config),
     )
 
 
 def _gan(config, parts: Parts) -> Method:
-    return avb_jax.gan(parts.decoder, parts.images, **_of_adversary(config), **_shared(config))
+    return avb_jax.gan(parts.decoder, parts.images, **_of_generator(config), **_of_adversary(config), **_shared(config))
 
 
 def _vaegan(config, parts: Parts) -> Method:
@@ -300,6 +295,7 @@ def _vaegan(config, parts: Parts) -> Method:
         parts.images,
         noise_dim=config.latent_dim,
         feature_weight=config.feature_weight,
+        **_of_generator(config),
         **_kl_weight(config),
         **_of_adversary(config),
         **_shared(config),
@@ -330,6 +326,10 @@ def _shared(config) -> dict[str, Any]:
 def _of_adversary(config) -> dict[str, Any]:
     divergence = pick("divergence", config.divergence, DIVERGENCES)
     return {"divergence": divergence, "adversary_steps": config.adversary_steps}
+
+
+def _of_generator(config) -> dict[str, Any]:
+    return {"generator_divergence": pick("generator_divergence", config.generator_divergence, GENERATOR_DIVERGENCES)}
 
 
 def _kl_weight(config) -> dict[str, Any]:

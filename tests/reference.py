@@ -22,6 +22,14 @@ DIVERGENCES = {
 }
 
 
+# Of T on the model's own samples.
+FOOLING = {
+    "non_saturating": lambda t: jnp.logaddexp(0, -t),
+    "kl": lambda t: -jnp.exp(t),
+    "reverse_kl": lambda t: -t,
+}
+
+
 class Settings(NamedTuple):
     """Of any method; each reads those that it has."""
 
@@ -30,6 +38,7 @@ class Settings(NamedTuple):
     noise_draws: int = 1
     adversary_steps: int = 1
     divergence: str = "jensen_shannon"
+    generator_divergence: str = "non_saturating"
     adversary_floor: float | None = None
     minus_log_prior: bool = False
     adaptive: bool = False
@@ -56,7 +65,7 @@ class Game:
 
     def __init__(self, modules, settings, stats, x):
         self.modules, self.settings, self.stats, self.x = modules, settings, stats, x
-        self.latents = 3
+        self.latents, self.fooling = 3, FOOLING[settings.generator_divergence]
 
     def run(self, player, params, *inputs):
         """A network's output and its new statistics."""
@@ -218,7 +227,7 @@ def bigan_losses(game, params, psi, noise, z_prior, beta):
         posterior, encoder_stats = game.posterior(params.encoder, noise[:1])
         images, decoder_stats = game.images(params.decoder, z_prior[0])
         _, (on_data, on_model, _) = bigan_loss_of_t(game, psi, (posterior.z[0], images, z_prior[0]))
-        return jnp.mean(jnp.logaddexp(0, on_data) + jnp.logaddexp(0, -on_model)), ({}, (encoder_stats, decoder_stats))
+        return jnp.mean(game.fooling(-on_data) + game.fooling(on_model)), ({}, (encoder_stats, decoder_stats))
 
     return jax.grad(loss, has_aux=True)(params)
 
@@ -240,7 +249,7 @@ def gan_losses(game, params, psi, noise, z_prior, beta):
     def loss(params):
         images, decoder_stats = game.images(params.decoder, z_prior[0])
         t = game.of_images(psi, jnp.stack([game.x, images]))[0]
-        return jnp.mean(jnp.logaddexp(0, -t[1])), ({}, (None, decoder_stats))
+        return jnp.mean(game.fooling(t[1])), ({}, (None, decoder_stats))
 
     return jax.grad(loss, has_aux=True)(params)
 
@@ -262,7 +271,7 @@ def vaegan_losses(game, params, psi, noise, z_prior, beta):
         kl = gaussian_kl(posterior.mean, posterior.std, game.settings.prior)
         per_player = {
             "encoder": beta * kl + distance,
-            "decoder": game.settings.feature_weight * distance + jnp.logaddexp(0, -t[1]) + jnp.logaddexp(0, -t[2]),
+            "decoder": game.settings.feature_weight * distance + game.fooling(t[1]) + game.fooling(t[2]),
         }
         return jnp.mean(per_player[player]), ({"feature_distance": distance, "kl": kl}, (encoder_stats, decoder_stats))
 

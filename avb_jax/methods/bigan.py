@@ -39,9 +39,10 @@ def generative_loss(
     *,
     networks: Players,
     likelihood: Likelihood,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
-    """Both sides non-saturating: E softplus(T(x, enc(x))) for the encoder, E softplus(-T(dec(z), z)) for the decoder.
+    """Each side's E f(other side / own side), by T; E softplus(T(x, enc(x))) + E softplus(-T(dec(z), z)) by default.
 
     Returns:
       The sum of the two, and a `Generative` without terms and with `compared` (z [1, B, Z] of the data, x [B, ...] of the
@@ -56,7 +57,7 @@ def generative_loss(
     )
     compared = posterior.z, of_x.mean
     t, _ = both_sides(adversary, collections, draws, compared, networks=networks)
-    loss = jnp.mean(jax.nn.softplus(t[0]) + jax.nn.softplus(-t[1]))
+    loss = jnp.mean(generator_divergence(-t[0]) + generator_divergence(t[1]))
     return loss, Generative(None, compared, collections._replace(encoder=encoder, decoder=decoder))
 
 
@@ -95,6 +96,7 @@ def bigan(
     noise_dim: int,
     likelihood: Likelihood = deterministic,
     divergence: Callable = divergences.jensen_shannon,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     adversary_steps: int = 1,
 ) -> Method:
     """A BiGAN.
@@ -108,16 +110,20 @@ def bigan(
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
       likelihood: the decoder's output -> a distribution, of which the mean is what the model generates.
       divergence: the adversary's objective, one of `divergences`.
+      generator_divergence: the encoder's and the decoder's objective, one of `divergences.GENERATOR_DIVERGENCES`.
       adversary_steps: adversary updates per step.
     """
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
         noise_dim=at_least(noise_dim, 1),
+        generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         adversary_steps=at_least(adversary_steps, 1),
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
-    loss = functools.partial(generative_loss, networks=networks, likelihood=likelihood)
+    loss = functools.partial(
+        generative_loss, networks=networks, likelihood=likelihood, generator_divergence=generator_divergence
+    )
     loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
 
     def init(key: Array, x: Array) -> State:

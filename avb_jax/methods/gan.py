@@ -39,9 +39,10 @@ def generative_loss(
     *,
     networks: Players,
     likelihood: Likelihood,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
-    """The decoder's, non-saturating: E softplus(-T(dec(z))), z ~ p(z).
+    """The decoder's: E f(data / model) at dec(z), z ~ p(z), by T; non-saturating by default, E softplus(-T(dec(z))).
 
     Returns:
       The loss, and a `Generative` without terms and with `compared` the generated images [1, B, ...].
@@ -52,7 +53,7 @@ def generative_loss(
     )
     images = of_x.mean[None]
     output, _ = evaluate_images(networks.adversary, adversary, collections.adversary, draws.x, images)
-    return jnp.mean(jax.nn.softplus(-output.t[1])), Generative(None, images, collections._replace(decoder=decoder))
+    return jnp.mean(generator_divergence(output.t[1])), Generative(None, images, collections._replace(decoder=decoder))
 
 
 def adversary_loss(
@@ -106,6 +107,7 @@ def gan(
     optimizers: Players | optax.GradientTransformation,
     likelihood: Likelihood = deterministic,
     divergence: Callable = divergences.jensen_shannon,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     adversary_steps: int = 1,
 ) -> Method:
     """A generative adversarial network.
@@ -117,15 +119,19 @@ def gan(
       optimizers: an optax optimiser per player, or one for all.
       likelihood: the decoder's output -> a distribution, of which the mean is what the model generates.
       divergence: the adversary's objective, one of `divergences`.
+      generator_divergence: the decoder's objective, one of `divergences.GENERATOR_DIVERGENCES`.
       adversary_steps: adversary updates per step.
     """
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
+        generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         adversary_steps=at_least(adversary_steps, 1),
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(None, decoder, of_images(adversary)), optimizers, prior, ("decoder", "adversary"))
-    loss = functools.partial(generative_loss, networks=networks, likelihood=likelihood)
+    loss = functools.partial(
+        generative_loss, networks=networks, likelihood=likelihood, generator_divergence=generator_divergence
+    )
     loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
 
     def init(key: Array, x: Array) -> State:

@@ -43,14 +43,16 @@ def losses(
     prior: Distribution,
     likelihood: Likelihood,
     feature_weight: float = 1.0,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     beta: Array | float = 1.0,
 ) -> tuple[Players, Generative]:
-    """One loss per player (algorithm 1 of Larsen et al. 2016), with the decoder's adversarial one non-saturating.
+    """One loss per player (algorithm 1 of Larsen et al. 2016).
 
         encoder  beta KL(q(z|x), p(z)) + 1/2 |f(x) - f(dec(z))|^2
-        decoder  gamma 1/2 |f(x) - f(dec(z))|^2 + softplus(-T(dec(z))) + softplus(-T(dec(z_prior)))
+        decoder  gamma 1/2 |f(x) - f(dec(z))|^2 + g(T(dec(z))) + g(T(dec(z_prior)))
 
-    gamma is `feature_weight`. A squared distance in features is -log N(f(x); f(dec(z)), I) up to a constant.
+    gamma is `feature_weight`, and g the `generator_divergence`, softplus(-T) by default. A squared distance in features is
+    -log N(f(x); f(dec(z)), I) up to a constant.
 
     Returns:
       The two losses, and a `Generative` with `terms` (feature distance, KL) [B] and `compared` reconstructions and samples
@@ -78,7 +80,7 @@ def losses(
     q = normal(posterior.mean, posterior.std)
     kl = kl_divergence(q, prior)
     kl = jnp.mean(q.log_prob(posterior.z) - prior.log_prob(posterior.z), axis=0) if kl is None else kl
-    fooling = jnp.sum(jax.nn.softplus(-output.t[1:]), axis=0)
+    fooling = jnp.sum(generator_divergence(output.t[1:]), axis=0)
     by_player = Players(jnp.mean(beta * kl + distance), jnp.mean(feature_weight * distance + fooling))
     return by_player, Generative((distance, kl), images, collections._replace(encoder=encoder, decoder=decoder))
 
@@ -101,6 +103,7 @@ def vaegan(
     noise_dim: int,
     likelihood: Likelihood = deterministic,
     divergence: Callable = divergences.jensen_shannon,
+    generator_divergence: Callable = divergences.generate_non_saturating,
     feature_weight: float = 1.0,
     adversary_steps: int = 1,
     beta: float = 1.0,
@@ -117,6 +120,7 @@ def vaegan(
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
       likelihood: the decoder's output -> a distribution, of which the mean is what the model generates.
       divergence: the adversary's objective, one of `divergences`.
+      generator_divergence: the decoder's adversarial objective, one of `divergences.GENERATOR_DIVERGENCES`.
       feature_weight: gamma, of the feature distance in the decoder's loss.
       adversary_steps: adversary updates per step.
       beta: weight of the KL term once warmed up.
@@ -125,6 +129,7 @@ def vaegan(
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
         noise_dim=at_least(noise_dim, 1),
+        generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         feature_weight=at_least(feature_weight, 0),
         adversary_steps=at_least(adversary_steps, 1),
         beta=at_least(beta, 0),
@@ -132,7 +137,14 @@ def vaegan(
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(encoder, decoder, gan.of_images(adversary)), optimizers, prior, Players._fields)
-    loss = functools.partial(losses, networks=networks, prior=prior, likelihood=likelihood, feature_weight=feature_weight)
+    loss = functools.partial(
+        losses,
+        networks=networks,
+        prior=prior,
+        likelihood=likelihood,
+        feature_weight=feature_weight,
+        generator_divergence=generator_divergence,
+    )
     loss_of_t = functools.partial(gan.adversary_loss, networks=networks, divergence=divergence)
     beta_at = warmup(beta, beta_warmup)
 

@@ -43,6 +43,9 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "adversary_steps": 1,  # updates of T per step
             "adversary_floor": placeholder(float),  # c: the KL term takes max(T, -c), which costs at most e^-c nats
             "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
+            # Of a generator without a likelihood (bigan, gan, vaegan): non_saturating, or a divergence between data and model:
+            # jensen_shannon, kl, reverse_kl, pearson, hellinger.
+            "generator_divergence": "non_saturating",
             "noise_draws": 1,  # of z per example: all for T, the first one to decode
             "inner_draws": 15,  # K of SIVI and IWHVI: draws of u that score each z next to its own
             "hmc": {"burn_in": 5, "chain_steps": 5, "leapfrog_steps": 5, "step_size": 0.1},  # on UIVI's noise

@@ -110,6 +110,7 @@ CHOICES = {
     "likelihood": ("gaussian", "bernoulli"),
     "likelihood_scale": families.SCALES,
     "divergence": build.DIVERGENCES,
+    "generator_divergence": build.GENERATOR_DIVERGENCES,
     "contrast.kind": build.CONTRASTS,
     "encoder.kind": build.ENCODERS,
     "network.adversary": families.ADVERSARIES,

@@ -48,11 +48,15 @@ CASES = {
     "aae: a T that could see x": ("aae", {"batch_norm": True}, {"adversary_steps": 2, "noise_draws": 2}),
     "aae: settings": ("aae", {}, {"beta": 0.7, "beta_warmup": 10, "adversary_floor": 0.1, "divergence": "kl", "prior": PRIOR}),
     "bigan": ("bigan", {}, {"adversary_steps": 2, "prior": PRIOR}),
-    "bigan: hellinger, batch norm": ("bigan", {"batch_norm": True}, {"divergence": "hellinger"}),
-    "gan": ("gan", {}, {"adversary_steps": 2, "divergence": "pearson", "prior": PRIOR}),
+    "bigan: hellinger, batch norm": (
+        "bigan",
+        {"batch_norm": True},
+        {"divergence": "hellinger", "generator_divergence": "reverse_kl"},
+    ),
+    "gan": ("gan", {}, {"adversary_steps": 2, "divergence": "pearson", "generator_divergence": "kl", "prior": PRIOR}),
     "gan: batch norm": ("gan", {"batch_norm": True}, {}),
     "vaegan": ("vaegan", {}, {"adversary_steps": 2, "beta": 0.7, "beta_warmup": 10, "feature_weight": 0.3, "prior": PRIOR}),
-    "vaegan: batch norm": ("vaegan", {"batch_norm": True}, {"divergence": "reverse_kl"}),
+    "vaegan: batch norm": ("vaegan", {"batch_norm": True}, {"divergence": "reverse_kl", "generator_divergence": "kl"}),
 }
 
 
@@ -60,6 +64,7 @@ def of_settings(name, modules, settings):
     """The method that a step's reference is of, from the settings that its constructor has."""
     mean, std = settings.prior
     given = settings._replace(divergence=getattr(divergences, settings.divergence))._asdict()
+    given["generator_divergence"] = divergences.GENERATOR_DIVERGENCES[settings.generator_divergence]
     given["prior"] = distributions.normal(jnp.full(3, mean), jnp.full(3, std))
     if settings.adaptive:
         given["contrast"] = contrast.GaussianContrast(settings.moment_draws, settings.moment_gradients)
