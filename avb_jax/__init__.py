@@ -4,13 +4,14 @@ from avb_jax import releases
 
 releases.warn()
 
-from avb_jax import contrast, data, distributions, divergences, evaluation, networks, training, transforms  # noqa: E402
+from avb_jax import contrast, data, distributions, divergences, evaluation, models, networks, training, transforms  # noqa: E402
 from avb_jax.evaluation import Report, evaluate  # noqa: E402
 from avb_jax.fitting import default_callbacks, fit, load  # noqa: E402
 from avb_jax.method import Method  # noqa: E402
 from avb_jax.methods.aae import aae  # noqa: E402
 from avb_jax.methods.avb import avb  # noqa: E402
 from avb_jax.methods.bigan import bigan  # noqa: E402
+from avb_jax.methods.explicit import explicit  # noqa: E402
 from avb_jax.methods.gan import gan  # noqa: E402
 from avb_jax.methods.iwhvi import iwhvi  # noqa: E402
 from avb_jax.methods.sivi import sivi  # noqa: E402
@@ -55,10 +56,12 @@ __all__ = [
     "divergences",
     "evaluate",
     "evaluation",
+    "explicit",
     "fit",
     "gan",
     "iwhvi",
     "load",
+    "models",
     "networks",
     "sivi",
     "training",

@@ -5,7 +5,7 @@ The fields are explained in `experiments/configs/common.py`.
 
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,11 +14,11 @@ import ml_collections
 import optax
 
 import avb_jax
-from avb_jax import contrast, data, distributions, networks
+from avb_jax import contrast, data, distributions, models, networks, priors
 from avb_jax.data.dataset import Dataset
 from avb_jax.data.photos import Photos
 from avb_jax.divergences import DIVERGENCES, GENERATOR_DIVERGENCES
-from avb_jax.families import Parts, activation_of, computing, parts_of, pick
+from avb_jax.families import LIKELIHOODS, Parts, activation_of, computing, parts_of, pick, pixels_of
 from avb_jax.method import Method
 from avb_jax.network import Network
 from avb_jax.training.workdir import read_json
@@ -27,6 +27,8 @@ from avb_jax.types import Players, UserError
 
 SCHEDULES = ("constant", "cosine")
 CONTRASTS = ("prior", "gaussian", "full_covariance", "semi_implicit")
+PIXELS, REALNVP = ("features", "channels", "layers", "kernel_size"), ("channels", "layers", "scales")
+PRIORS = ("standard_normal", "flow", "vamp")
 ENCODERS = ("black_box", "semi_implicit")
 POSTERIORS = {
     "diagonal": networks.GaussianEncoder,
@@ -172,7 +174,7 @@ def _avb(config, parts: Parts) -> Method:
         noise_draws=config.noise_draws,
         **_kl_weight(config),
         **_of_adversary(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -209,7 +211,7 @@ def _sivi(config, parts: Parts) -> Method:
         noise_dim=noise_dim,
         inner_draws=config.inner_draws,
         **_kl_weight(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -222,7 +224,7 @@ def _uivi(config, parts: Parts) -> Method:
         noise_dim=noise_dim,
         **config.hmc,
         **_kl_weight(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -237,7 +239,7 @@ def _iwhvi(config, parts: Parts) -> Method:
         noise_dim=noise_dim,
         inner_draws=config.inner_draws,
         **_kl_weight(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -252,7 +254,7 @@ def _aae(config, parts: Parts) -> Method:
         noise_draws=config.noise_draws,
         **_kl_weight(config),
         **_of_adversary(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -268,7 +270,7 @@ def _vae(config, parts: Parts) -> Method:
         noise_dim=config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0),
         noise_draws=config.noise_draws,
         **_kl_weight(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
@@ -280,12 +282,12 @@ def _bigan(config, parts: Parts) -> Method:
         noise_dim=config.latent_dim,
         **_of_generator(config),
         **_of_adversary(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
 
 
 def _gan(config, parts: Parts) -> Method:
-    return avb_jax.gan(parts.decoder, parts.images, **_of_generator(config), **_of_adversary(config), **_shared(config))
+    return avb_jax.gan(parts.decoder, parts.images, **_of_generator(config), **_of_adversary(config), **_shared(config, parts))
 
 
 def _vaegan(config, parts: Parts) -> Method:
@@ -298,8 +300,28 @@ def _vaegan(config, parts: Parts) -> Method:
         **_of_generator(config),
         **_kl_weight(config),
         **_of_adversary(config),
-        **_shared(config),
+        **_shared(config, parts),
     )
+
+
+def _of_pixels(kind: str) -> Callable:
+    def build(config, parts: Parts) -> Method:
+        likelihood, parameters = pick("likelihood", config.likelihood, LIKELIHOODS)(config)
+        model = pixels_of(config, kind, parts.x_shape, parameters)
+        return _explicit(kind, config, model, models.autoregressive(model, likelihood))
+
+    return build
+
+
+def _realnvp(config, parts: Parts) -> Method:
+    options = config.realnvp
+    model = networks.RealNVP(parts.x_shape, options.channels, options.layers, options.scales)
+    return _explicit("realnvp", config, model, models.flow(model), levels=options.levels)
+
+
+def _explicit(name: str, config, model: nn.Module, likelihood: Callable, **options) -> Method:
+    decoder = computing(config, networks.ModelDecoder(None, model))
+    return avb_jax.explicit(decoder, likelihood=likelihood, optimizers=optimizers(config), name=name, **options)
 
 
 METHODS = {
@@ -312,6 +334,9 @@ METHODS = {
     "bigan": _bigan,
     "gan": _gan,
     "vaegan": _vaegan,
+    "pixelcnn": _of_pixels("pixelcnn"),
+    "row_lstm": _of_pixels("row_lstm"),
+    "realnvp": _realnvp,
 }
 
 
@@ -319,8 +344,13 @@ def _gaussian(config, parts: Parts) -> nn.Module | Network:
     return computing(config, networks.GaussianEncoder(parts.trunk, config.latent_dim, config.network.head_scale))
 
 
-def _shared(config) -> dict[str, Any]:
-    return {"prior": distributions.standard_normal(config.latent_dim), "optimizers": optimizers(config)}
+def _shared(config, parts: Parts) -> dict[str, Any]:
+    options, prior = config.prior, distributions.standard_normal(config.latent_dim)
+    if options.kind == "flow":
+        prior = priors.Learned(priors.Flow(config.latent_dim, options.flows, tuple(options.widths)))
+    elif options.kind == "vamp":
+        prior = priors.Learned(priors.Vamp(config.latent_dim, parts.x_shape, options.components))
+    return {"prior": prior, "optimizers": optimizers(config)}
 
 
 def _of_adversary(config) -> dict[str, Any]:
@@ -345,6 +375,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     """Refuses what the constructors do not see."""
     options = config.contrast
     pick("contrast.kind", options.kind, CONTRASTS)
+    pick("prior.kind", config.prior.kind, PRIORS)
     pick("posterior.kind", config.posterior.kind, POSTERIORS)
     pick("encoder.kind", config.encoder.kind, ENCODERS)
     for field, value in _flat(config):
@@ -353,7 +384,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{field}={value!r}: must be finite")
         if whole and value < 1 and field.startswith(("network.", "evaluation.")) and field != "network.adversary_components":
             raise UserError(f"{field}={value!r}: must be at least 1")
-    widths = {f"{group}.widths": config[group].widths for group in ("encoder", "contrast", "posterior")}
+    widths = {f"{group}.widths": config[group].widths for group in ("encoder", "contrast", "posterior", "prior")}
     widths |= {f"network.{name}": config.network[name] for name in config.network if name.endswith("widths")}
     for field, value, holds, remedy in (
         *((field, tuple(value), all(width >= 1 for width in value), "at least 1 each") for field, value in widths.items()),
@@ -362,7 +393,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
         ("encoder.widths", tuple(config.encoder.widths), len(config.encoder.widths) >= 1, "one width at least"),
         ("encoder.smallest_std", config.encoder.smallest_std, config.encoder.smallest_std >= 0, "at least 0"),
+        *((f"pixels.{name}", config.pixels[name], config.pixels[name] >= 1, "at least 1") for name in PIXELS),
+        *((f"realnvp.{name}", config.realnvp[name], config.realnvp[name] >= 1, "at least 1") for name in REALNVP),
         ("posterior.flows", config.posterior.flows, config.posterior.flows >= 1, "at least 1"),
+        ("prior.flows", config.prior.flows, config.prior.flows >= 1, "at least 1"),
+        ("prior.components", config.prior.components, config.prior.components >= 1, "at least 1"),
         ("network.head_scale", config.network.head_scale, config.network.head_scale > 0, "positive"),
     ):
         if not holds:

@@ -35,6 +35,7 @@ from numpyro.distributions import Categorical, Distribution, MixtureSameFamily
 from avb_jax import players
 from avb_jax.distributions import kl_divergence, normal, standard_normal
 from avb_jax.network import Network
+from avb_jax.priors import AtParams
 from avb_jax.types import Array, Draws, Posterior, PyTree, UserError
 
 SMALLEST_STD = 1e-3  # an encoder that ignores its noise would leave nothing to divide by
@@ -60,9 +61,16 @@ class PriorContrast:
         return prior
 
     def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
-        """The encoder's draws next to draws [S, B, Z] of the prior."""
-        del prior, more
-        return Contrasted(posterior.z, jnp.stack([posterior.z, base]), jnp.zeros(posterior.z.shape[:-1]))
+        """The encoder's draws next to draws [S, B, Z] of the prior.
+
+        Log r - log p is 0, with the gradient of -log p where p is learned: T, whose params are held fixed, has none.
+        """
+        del more
+        log_ratio = jnp.zeros(posterior.z.shape[:-1])
+        if isinstance(prior, AtParams):
+            log_p = prior.log_prob(jax.lax.stop_gradient(posterior.z))
+            log_ratio = jax.lax.stop_gradient(log_p) - log_p
+        return Contrasted(posterior.z, jnp.stack([posterior.z, base]), log_ratio)
 
 
 @dataclasses.dataclass(frozen=True)

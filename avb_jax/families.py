@@ -9,7 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import ml_collections
 
-from avb_jax import distributions, networks
+from avb_jax import distributions, models, networks
 from avb_jax.network import Network
 from avb_jax.training import blocks
 from avb_jax.types import UserError
@@ -23,6 +23,8 @@ LIKELIHOODS = {
     "gaussian": lambda config: (distributions.gaussian(config.likelihood_std), 1 if config.likelihood_std else 2),
     "logistic": lambda config: (distributions.discretized_logistic(), 2),
 }
+# Whether pixels are independent given z, or depend on those before them, by which network.
+PIXELS = {"independent": None, "pixelcnn": networks.GatedPixelCNN, "row_lstm": networks.RowLSTM}
 SCALES = {"pixel": False, "global": True}  # whether all pixels share one learned scale
 
 
@@ -35,6 +37,7 @@ class Parts(NamedTuple):
     latents: nn.Module | Network  # of z
     images: nn.Module | Network  # of x
     likelihood: Callable
+    x_shape: tuple[int, ...]
 
 
 def parts_of(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, ...]) -> Parts:
@@ -45,15 +48,28 @@ def parts_of(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, .
     """
     likelihood, parameters = pick("likelihood", config.likelihood, LIKELIHOODS)(config)
     shared = pick("likelihood_scale", config.likelihood_scale, SCALES) and parameters == 2
+    kind = pick("pixels.kind", config.pixels.kind, tuple(PIXELS))
     if name in ("bigan", "gan", "vaegan"):
-        likelihood, parameters, shared = distributions.deterministic, 1, False
+        likelihood, parameters, shared, kind = distributions.deterministic, 1, False, "independent"
+    if kind != "independent" and shared:
+        raise UserError(f"likelihood_scale='global': is for independent pixels, not for pixels.kind={kind!r}; use 'pixel'")
     family = pick("network.family", config.network.family, FAMILIES)
     lacking = [field for field in FAMILY_FIELDS[config.network.family] if field not in config.network]
     if lacking:
         raise UserError(f"network.family={config.network.family!r}: this config has no network.{lacking[0]}; use one that has")
-    trunk, decoder, pairs, latents, images = family(config, x_shape, 1 if shared else parameters)
+    numbers = config.pixels.features if kind != "independent" else 1 if shared else parameters
+    trunk, decoder, pairs, latents, images = family(config, x_shape, numbers)
     decoder = networks.GlobalScale(decoder) if shared else decoder
-    return Parts(trunk, *(computing(config, network) for network in (decoder, pairs, latents, images)), likelihood)
+    if kind != "independent":
+        model = pixels_of(config, kind, x_shape, parameters)
+        decoder, likelihood = networks.ModelDecoder(decoder, model), models.autoregressive(model, likelihood)
+    return Parts(trunk, *(computing(config, network) for network in (decoder, pairs, latents, images)), likelihood, x_shape)
+
+
+def pixels_of(config, kind: str, x_shape: tuple[int, ...], parameters: int) -> nn.Module:
+    """A network of the pixels above and to the left, as `config.pixels` has it."""
+    options = config.pixels
+    return PIXELS[kind](x_shape, parameters, options.channels, options.layers, options.kernel_size)
 
 
 def computing(config, network: nn.Module) -> nn.Module | Network:

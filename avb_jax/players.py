@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from avb_jax.network import Network, as_network, call
+from avb_jax.priors import Learned, with_prior
 from avb_jax.types import AdversaryOutput, Array, Draws, Players, Posterior, PyTree, State, UserError
 
 
@@ -92,15 +93,23 @@ def evaluate_adversary(
     return output, collections
 
 
-def draw(key: Array, x: Array, prior: Distribution, noise_dim: int, noise_draws: int = 1) -> Draws:
-    """Samples lines 4 and 5 of Algorithm 1 for the examples x [B, ...], `noise_draws` times for each."""
+def draw(key: Array, x: Array, prior: Distribution | None, noise_dim: int, noise_draws: int = 1) -> Draws:
+    """Samples lines 4 and 5 of Algorithm 1 for the examples x [B, ...], `noise_draws` times for each; no z without a prior."""
     noise_key, prior_key = jax.random.split(key)
     pairs = (noise_draws, x.shape[0])
-    return Draws(x, jax.random.normal(noise_key, (*pairs, noise_dim)), prior.sample(prior_key, pairs))
+    return Draws(
+        x, jax.random.normal(noise_key, (*pairs, noise_dim)), None if prior is None else prior.sample(prior_key, pairs)
+    )
 
 
-def prepare(networks: Players, optimizers: Players, prior: Distribution, needed: tuple[str, ...] = ()) -> Players:
-    """The players' networks as `Network`s.
+def prepare(
+    networks: Players,
+    optimizers: Players,
+    prior: Distribution,
+    needed: tuple[str, ...] = (),
+    learned: bool = False,
+) -> Players:
+    """The players' networks as `Network`s; the prior may be `learned` where the method can train it.
 
     Raises:
       UserError: something that is no network, one of those `needed` that is None, one without an optimiser, or a prior over
@@ -120,7 +129,9 @@ def prepare(networks: Players, optimizers: Players, prior: Distribution, needed:
             f"prior={type(prior).__name__}{shapes}: give one NumPyro distribution over vectors z [Z], such as "
             "numpyro.distributions.Normal(jnp.zeros(2), 1).to_event(1)"
         )
-    return networks
+    if isinstance(prior, Learned) and not learned:
+        raise UserError("prior: is learned, which avb, vae, sivi, uivi, iwhvi and aae can train; give this method a fixed one")
+    return networks._replace(decoder=with_prior(networks.decoder, prior)) if isinstance(prior, Learned) else networks
 
 
 def init(

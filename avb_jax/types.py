@@ -52,7 +52,7 @@ class Draws(NamedTuple):
 
     x: Array  # [B, ...] data
     noise: Array  # [S, B, N] the encoder's noise, N(0, I), S draws per example
-    z_prior: Array  # [S, B, Z] codes from the prior p(z), or what a contrast makes its draws of
+    z_prior: Array | None  # [S, B, Z] codes from the prior p(z), or what a contrast makes its draws of; None where unread
 
 
 class Terms(NamedTuple):

@@ -22,6 +22,7 @@ from avb_jax.training.loop import initial_state
 from experiments import launch
 
 LABELS = {
+    "log_likelihood_exact": "log p(x), exact; of realnvp a bound",
     "log_likelihood_quadrature": "log p(x), quadrature",
     "log_likelihood_ais": "log p(x), annealed importance sampling",
     "effective_sample_size_ais": "  effective sample size",
@@ -115,6 +116,7 @@ def estimators(options: ml_collections.ConfigDict) -> dict[str, Estimator]:
       UserError: a setting out of range, with its group's name.
     """
     kinds = {
+        "exact": evaluation.Exact,
         "elbo": evaluation.ELBO,
         "semi_implicit": evaluation.SemiImplicit,
         "optimality": evaluation.Optimality,

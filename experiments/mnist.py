@@ -9,14 +9,15 @@ import ml_collections
 
 import avb_jax
 from avb_jax import build
-from avb_jax.evaluation import ELBO, KNN, ImportanceSampling, ReconstructionError, SampleDistance, SemiImplicit
+from avb_jax.evaluation import ELBO, KNN, Exact, ImportanceSampling, ReconstructionError, SampleDistance, SemiImplicit
 from avb_jax.evaluation.elbo import of_kl
 from avb_jax.figures import Pictures
 from avb_jax.training import workdir
 from experiments import launch
 
 ROWS = {
-    "log_likelihood": "log-likelihood, importance sampling (bound)",
+    "log_likelihood": "log-likelihood, by importance sampling a bound",
+    "log_likelihood_exact": "log-likelihood, exact; of realnvp a bound",
     "effective_sample_size_importance": "  effective sample size",
     "elbo": "ELBO",
     **launch.OF_Q,
@@ -38,6 +39,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
         state = launch.train(config, folder, method, digits, [Pictures(folder / "figures")])
         print(f"{name}: evaluating on {len(digits.test):,} held-out digits", flush=True)
         estimators = [
+            Exact(),
             ImportanceSampling(images=options.importance_images, samples=options.importance_samples),
             ELBO(draws=options.draws, chunk=options.chunk),
             SemiImplicit(images=options.importance_images),

@@ -28,6 +28,7 @@ from avb_jax.evaluation import (
 from avb_jax.evaluation.estimator import mean
 from avb_jax.evaluation.moments import Draws
 from avb_jax.figures import plots, save
+from avb_jax.method import prior_at
 from avb_jax.streams import stream
 from avb_jax.training import workdir
 from avb_jax.transforms import of_seed
@@ -126,7 +127,7 @@ class PointDivergences(Estimator):
     def run(self, subject) -> dict[tuple[str, str], Number]:
         method = subject.method
         z = subject.on_examples(Draws(draws=self.draws, stream="codes")).z
-        prior = np.asarray(method.prior.sample(stream(subject.key, "prior"), (z.shape[0] * z.shape[1],)))
+        prior = np.asarray(prior_at(method, subject.state).sample(stream(subject.key, "prior"), (z.shape[0] * z.shape[1],)))
         found = {("kl_aggregated_posterior", "knn"): Number(knn.kl_divergence(z.reshape(-1, z.shape[-1]), prior))}
         terms = subject.results.get("elbo")
         if terms is not None:
@@ -136,7 +137,7 @@ class PointDivergences(Estimator):
         posterior = method.encode(subject.key, subject.state, subject.x())
         if posterior.gaussian:
             try:
-                kl = quadrature.mixture_kl(posterior.mean, posterior.std, method.prior)
+                kl = quadrature.mixture_kl(posterior.mean, posterior.std, prior_at(method, subject.state))
                 found["kl_aggregated_posterior", "quadrature"] = Number(kl)
             except UserError as error:
                 subject.note(f"{ROWS['kl_aggregated_posterior_quadrature']} is left out: {error}")

@@ -4,6 +4,7 @@ from avb_jax.evaluation.ais import AIS
 from avb_jax.evaluation.bdmc import BDMC
 from avb_jax.evaluation.elbo import ELBO
 from avb_jax.evaluation.estimator import Estimator, Number
+from avb_jax.evaluation.exact import Exact
 from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.knn import KNN
 from avb_jax.evaluation.moments import Moments
@@ -20,6 +21,7 @@ __all__ = [
     "ELBO",
     "KNN",
     "Estimator",
+    "Exact",
     "ImageQuality",
     "ImportanceSampling",
     "Moments",

@@ -15,7 +15,7 @@ import numpy as np
 from avb_jax.evaluation import ais, proposal
 from avb_jax.evaluation.estimator import Number, mean, so_far
 from avb_jax.evaluation.examples import sum_up
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 
@@ -68,7 +68,7 @@ class BDMC(ais.AIS):
     def simulated(self, method: Method, key: Array, state: State) -> Sandwich:
         """The bounds of one simulated example."""
         z_key, x_key, fit_key, forward_key, reverse_key = jax.random.split(key, 5)
-        z = method.prior.sample(z_key, (1,))
+        z = prior_at(method, state).sample(z_key, (1,))
         x = method.decode(state, z).sample(x_key)[0].astype(jnp.float32)
         start = proposal.proposal(fit_key, state, method, x, self.initial, self.fit_draws, self.inflation)
         log_density = lambda z: method.log_joint(state, x[None], z[None])[0]  # noqa: E731

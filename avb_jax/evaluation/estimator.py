@@ -16,6 +16,7 @@ LACKS = {
     "log_joint": "has no likelihood p(x|z)",
     "decode": "has no decoder",
     "encode": "has no encoder",
+    "log_likelihood": "does not know its own log p(x)",
     "elbo": "has no ELBO",
     "prior": "has no prior",
     "adversary": "has no T",

@@ -11,6 +11,7 @@ from scipy.special import digamma
 from avb_jax.evaluation import optimality
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
 from avb_jax.evaluation.moments import Draws
+from avb_jax.method import prior_at
 from avb_jax.streams import stream
 from avb_jax.types import Diverged, UserError
 
@@ -139,7 +140,7 @@ class KNN(Estimator):
         check_counts(0, images=self.images)
 
     def run(self, subject) -> dict[tuple[str, str], Number]:
-        prior, k = subject.method.prior, self.neighbours
+        prior, k = prior_at(subject.method, subject.state), self.neighbours
         per_image = -(-self.codes // len(subject.examples))
         chunk = max(1, self.chunk * self.draws // per_image)
         codes = subject.on_examples(Draws(draws=per_image, stream="codes", chunk=chunk)).z

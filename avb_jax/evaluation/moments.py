@@ -8,7 +8,7 @@ import numpy as np
 
 from avb_jax.distributions import kl_divergence, normal
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.types import Array, State
 
 ACTIVE = 0.01  # variance of E[z_u|x] over x above which Burda et al. (2016) call the unit u active
@@ -86,7 +86,7 @@ class Draws(Estimator):
         posterior = method.encode(key, state, x[None], self.draws)
         kl = None
         if posterior.gaussian and method.prior is not None:
-            kl = kl_divergence(normal(posterior.mean[0], posterior.std[0]), method.prior)
+            kl = kl_divergence(normal(posterior.mean[0], posterior.std[0]), prior_at(method, state))
         return PosteriorDraws(posterior.z[:, 0], kl)
 
 

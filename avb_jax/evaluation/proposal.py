@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Categorical, Distribution, Independent, MixtureSameFamily, constraints
 
 from avb_jax.distributions import normal
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.types import Array, State, UserError
 
 INITIAL = ("encoder", "prior", "semi_implicit")
@@ -44,7 +44,7 @@ def proposal(key: Array, state: State, method: Method, x: Array, initial: str, d
       UserError: not 'prior' where the prior does not cover all vectors, as a Gaussian does.
     """
     if initial == "prior":
-        return method.prior
+        return prior_at(method, state)
     if lacking := lacks_all_vectors(method.prior):
         raise UserError(f"initial={initial!r}: fits a Gaussian, but {method.name} {lacking}")
     posterior = method.encode(key, state, x[None], draws)

@@ -16,7 +16,7 @@ from avb_jax.distributions import log_likelihood
 from avb_jax.evaluation import proposal
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
 from avb_jax.evaluation.examples import map_examples
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.types import Array, State, UserError
 
 POINTS = {1: 200, 2: 60, 3: 12}  # cells of the first grid between -CORE and CORE per dimension, by the number of dimensions
@@ -196,7 +196,7 @@ class Quadrature(Estimator):
             of_x = method.decode(state, z)
             return jax.lax.map(lambda x: log_likelihood(of_x, jnp.broadcast_to(x, (len(z), *x.shape))), x).T
 
-        return log_integral(log_prob, x, method.prior, self.points, self.chunk)
+        return log_integral(log_prob, x, prior_at(method, state), self.points, self.chunk)
 
     def numbers(self, subject, found: QuadratureEstimate) -> dict[tuple[str, str], Number]:
         for doubt in doubts(found):

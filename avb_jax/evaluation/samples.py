@@ -11,6 +11,7 @@ from avb_jax.data.dataset import to_pixels
 from avb_jax.evaluation import image_quality
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
 from avb_jax.method import Method
+from avb_jax.models import images_of
 from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 
@@ -73,7 +74,7 @@ class SampleDistance(Estimator):
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionError(Estimator):
-    """Root mean squared error of a pixel, of mean images decoded from one draw of z per example.
+    """Root mean squared error of a pixel, of images decoded from one draw of z per example (`models.images_of`).
 
     Attributes:
       chunk: examples at once; which draws an example gets follows from it.
@@ -98,7 +99,7 @@ class ReconstructionError(Estimator):
         def squares(key: Array, state: State, images: Array) -> Array:
             data_key, z_key = jax.random.split(key)
             x = to_pixels(data_key, images, subject.binarize)
-            return (method.decode(state, method.encode(z_key, state, x).z).mean - x) ** 2
+            return (images_of(stream(key, "images"), method.decode(state, method.encode(z_key, state, x).z)) - x) ** 2
 
         total, key = 0.0, stream(subject.key, "reconstructions")
         images = np.repeat(subject.examples[: self.images], self.repeats, axis=0)

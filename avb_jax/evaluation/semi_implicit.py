@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.semi_implicit import log_conditional
 from avb_jax.types import Array, State
 
@@ -70,7 +70,10 @@ class SemiImplicit(Estimator):
         others = jax.nn.logsumexp(jax.lax.map(more, jax.random.split(inner_key, count)), axis=0)
         lower = others - jnp.log(count * size)
         upper = jnp.logaddexp(others, own) - jnp.log(count * size + 1)
-        log_joint, log_prior = method.log_joint(state, jnp.broadcast_to(x, (len(z), *x.shape)), z), method.prior.log_prob(z)
+        log_joint, log_prior = (
+            method.log_joint(state, jnp.broadcast_to(x, (len(z), *x.shape)), z),
+            prior_at(method, state).log_prob(z),
+        )
         below = log_joint - upper
         spread = jnp.std(below, ddof=1) if self.draws > 1 else jnp.nan
         return SemiImplicitEstimate(

@@ -15,6 +15,7 @@ from avb_jax.data.dataset import Dataset, to_pixels
 from avb_jax.evaluation.samples import as_pixels
 from avb_jax.figures.save import save
 from avb_jax.method import Method
+from avb_jax.models import images_of
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import Callback
 from avb_jax.types import Array, State, UserError
@@ -113,8 +114,9 @@ def grid(figure: str, method: Method, state: State, data: Dataset, seed: int = 0
         raise UserError(f"figure={figure!r}: must be one of {', '.join(FIGURES)}")
     if figure in OF_CODES and method.encode is None:
         raise UserError(f"figure={figure!r}: {method.name} has no encoder; take samples or neighbours")
-    if figure == "latent_plane" and method.prior.event_shape != (2,):
-        raise UserError(f"figure='latent_plane': {method.name} has {method.prior.event_shape[0]} latents; it takes two")
+    latents = 0 if method.prior is None else method.prior.event_shape[0]
+    if figure == "latent_plane" and latents != 2:
+        raise UserError(f"figure='latent_plane': {method.name} has {latents} latents; it takes two")
     return FIGURES[figure](stream(jax.random.key(seed), figure), method, state, data)
 
 
@@ -173,7 +175,7 @@ def _sample(method: Method, key: Array, state: State, count: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="method")
 def _decode(method: Method, state: State, z: Array) -> Array:
-    return method.decode(state, z).mean
+    return images_of(jax.random.key(0), method.decode(state, z))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "binarize"))
@@ -181,4 +183,4 @@ def _encode(method: Method, key: Array, state: State, images: np.ndarray, binari
     """Stored images as x, a code of each, and its mean image."""
     x = to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(images), binarize)
     z = method.encode(key, state, x).z
-    return x, z, method.decode(state, z).mean
+    return x, z, images_of(stream(key, "images"), method.decode(state, z))

@@ -21,6 +21,7 @@ from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
+from avb_jax.priors import Learned, at
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
 PRIOR = contrasts.PriorContrast()
@@ -95,6 +96,7 @@ def negative_elbo_adversarial(
       The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is an estimate that is only as good as T and may be
       negative, and `compared` [2, S, B, Z], the encoder's draws and r's as T sees them.
     """
+    prior = at(prior, networks, params, collections)
     drawn, encoder = contrasts.encode(
         contrast,
         prior,
@@ -251,7 +253,7 @@ def avb(
       encoder: (x [B, ...], noise [B, N]) -> z [B, Z]: a sampler, as black a box as you like.
       decoder: z [B, Z] -> what `likelihood` takes.
       adversary: (x [B, ...], z [B, Z]) -> T [B].
-      prior: p(z), a NumPyro distribution over vectors.
+      prior: p(z), a NumPyro distribution over vectors, or a `priors.Learned` one.
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
@@ -296,8 +298,8 @@ def avb(
         contrast=(contrast, isinstance(contrast, contrasts.Contrast), "a contrast of avb_jax.contrast"),
         minus_log_prior=(
             minus_log_prior,
-            not (minus_log_prior and isinstance(contrast, contrasts.SemiImplicitContrast)),
-            "False under a SemiImplicitContrast, of which T sees z itself",
+            not minus_log_prior or not (isinstance(contrast, contrasts.SemiImplicitContrast) or isinstance(prior, Learned)),
+            "False under a SemiImplicitContrast, of which T sees z itself, and with a learned prior",
         ),
         divergence=(divergence, callable(divergence), "a function of avb_jax.divergences"),
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
@@ -307,14 +309,21 @@ def avb(
         beta_warmup=at_least(beta_warmup, 0),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
-    base, beta_at = contrast.base(prior), warmup(beta, beta_warmup)
+    networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields, learned=True)
+    beta_at = warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
     loss_of_t = functools.partial(adversary_loss, divergence=divergence, **of_t)
 
-    def draw(key: Array, x: Array, draws: int = noise_draws) -> Draws:
-        return players.draw(key, x, base, noise_dim, draws)
+    def prior_of(state: State) -> Distribution:
+        return at(prior, networks, state.params, state.collections)
+
+    def draw(key: Array, state: State, x: Array, draws: int = noise_draws) -> Draws:
+        return players.draw(key, x, contrast.base(prior_of(state)), noise_dim, draws)
+
+    def contrasted(state: State, draws: Draws) -> contrasts.Contrasted:
+        of_encoder = state.params.encoder, state.collections.encoder
+        return contrasts.encode(contrast, prior_of(state), networks.encoder, *of_encoder, draws, train=False)[0]
 
     def init(key: Array, x: Array) -> State:
         return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
@@ -324,7 +333,7 @@ def avb(
         state, terms, of_adversary = adversarial_step(
             key,
             state,
-            draw=lambda key: draw(key, x),
+            draw=lambda key: draw(key, state, x),
             loss=loss,
             adversary_loss=loss_of_t,
             optimizers=optimizers,
@@ -344,13 +353,11 @@ def avb(
         )
 
     def elbo(key: Array, state: State, x: Array) -> Terms:
-        return loss(state.params, state.params.adversary, state.collections, draw(key, x), train=False)[1].terms
+        return loss(state.params, state.params.adversary, state.collections, draw(key, state, x), train=False)[1].terms
 
     def evaluate_adversary(key: Array, state: State, x: Array, draws: int = 1) -> AdversaryTerms:
-        sampled = draw(key, x, draws)
-        drawn, _ = contrasts.encode(
-            contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, sampled, train=False
-        )
+        sampled = draw(key, state, x, draws)
+        drawn = contrasted(state, sampled)
         _, (terms, _) = loss_of_t(state.params.adversary, state.collections, sampled, drawn.compared, train=False)
         return terms._replace(kl=terms.t + drawn.log_ratio.mean(axis=0))
 
@@ -376,12 +383,9 @@ def avb(
             )
 
         def step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, FreshInfo]:
-            draws = draw(key, x)
-            drawn, _ = contrasts.encode(
-                contrast, prior, networks.encoder, state.params.encoder, state.collections.encoder, draws, train=False
-            )
+            draws = draw(key, state, x)
             gradient, (terms, after) = jax.grad(loss_of_t, has_aux=True)(
-                state.params.adversary, state.collections, draws, drawn.compared
+                state.params.adversary, state.collections, draws, contrasted(state, draws).compared
             )
             after = state.collections._replace(adversary=mean_collections(reduce, after))
             state = apply_gradients(

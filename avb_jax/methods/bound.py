@@ -62,7 +62,7 @@ def method_of_bound(
         beta_warmup=at_least(beta_warmup, 0),
     )
     optimizers = generator.for_each(optimizers)
-    networks = players.prepare(networks, optimizers, prior, ("encoder", "decoder"))
+    networks = players.prepare(networks, optimizers, prior, ("encoder", "decoder"), learned=True)
     fixed = {"networks": networks, "prior": prior, "likelihood": likelihood}
     beta_at = warmup(beta, beta_warmup)
 

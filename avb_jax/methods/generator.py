@@ -8,7 +8,10 @@ from numpyro.distributions import Distribution
 
 from avb_jax import players
 from avb_jax.distributions import Likelihood, log_likelihood
+from avb_jax.models import images_of
 from avb_jax.network import Network, call
+from avb_jax.priors import at
+from avb_jax.streams import stream
 from avb_jax.types import Array, Players, Posterior, PyTree, State, UserError
 
 
@@ -36,13 +39,16 @@ def capabilities(
     def of_codes(state: State, z: Array) -> Distribution:
         return decode(networks.decoder, likelihood, state.params.decoder, state.collections.decoder, z, train=False)[0]
 
+    def prior_of(state: State) -> Distribution:
+        return at(prior, networks, state.params, state.collections)
+
     def sample(key: Array, state: State, count: int) -> Array:
-        return of_codes(state, prior.sample(key, (count,))).mean
+        return images_of(stream(key, "images"), of_codes(state, prior_of(state).sample(key, (count,))))
 
     def log_joint(state: State, x: Array, z: Array) -> Array:
-        return log_likelihood(of_codes(state, z), x) + prior.log_prob(z)
+        return log_likelihood(of_codes(state, z), x) + prior_of(state).log_prob(z)
 
-    fields = {"sample": sample, "prior": prior, "decode": of_codes}
+    fields = {"sample": sample, "prior": prior, "prior_of": prior_of, "decode": of_codes}
     fields |= {"log_joint": log_joint} if density else {}
     if networks.encoder is not None:
         fields["encode"] = posterior_of(networks.encoder, noise_dim, prior.event_shape[0])

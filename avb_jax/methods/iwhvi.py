@@ -18,6 +18,7 @@ from avb_jax.methods.bound import check_semi_implicit, method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import call
+from avb_jax.priors import at
 from avb_jax.semi_implicit import log_conditional, log_mean, smoothed
 from avb_jax.types import Array, Draws, Players, State, Terms
 
@@ -56,6 +57,7 @@ def negative_elbo_hierarchical(
     Raises:
       UserError: the encoder gives no conditional moments.
     """
+    prior = at(prior, networks, params, collections)
 
     def encode(noise: Array):
         return players.encode(
@@ -98,7 +100,7 @@ def iwhvi(
       decoder: z [B, Z] -> what `likelihood` takes.
       reverse_model: (x [B, ...], z [B, Z]) -> mean and standard deviation [B, N] of the noise, such as `networks.ReverseModel`.
         As a player it is the adversary: `params.adversary`, `optimizers.adversary`.
-      prior: p(z), a NumPyro distribution over vectors.
+      prior: p(z), a NumPyro distribution over vectors, or a `priors.Learned` one.
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
@@ -113,7 +115,7 @@ def iwhvi(
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state
-        return players.draw(key, x, prior, noise_dim, inner_draws + 2)
+        return players.draw(key, x, None, noise_dim, inner_draws + 2)
 
     return method_of_bound(
         "iwhvi",

@@ -16,6 +16,7 @@ from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
+from avb_jax.priors import at
 from avb_jax.semi_implicit import upper_log_density
 from avb_jax.types import Array, Draws, Players, State, Terms
 
@@ -52,6 +53,7 @@ def negative_elbo_semi_implicit(
     Raises:
       UserError: the encoder gives no conditional moments.
     """
+    prior = at(prior, networks, params, collections)
     posterior, encoder = players.encode(
         networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
     )
@@ -83,7 +85,7 @@ def sivi(
     Args:
       encoder: (x [B, ...], noise [B, N]) -> a `Posterior` with conditional moments, such as `networks.SemiImplicitEncoder`'s.
       decoder: z [B, Z] -> what `likelihood` takes.
-      prior: p(z), a NumPyro distribution over vectors.
+      prior: p(z), a NumPyro distribution over vectors, or a `priors.Learned` one.
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
@@ -99,7 +101,7 @@ def sivi(
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state
-        return players.draw(key, x, prior, noise_dim, inner_draws + 1)
+        return players.draw(key, x, None, noise_dim, inner_draws + 1)
 
     return method_of_bound(
         "sivi",

@@ -20,6 +20,7 @@ from avb_jax.methods.bound import check_semi_implicit, method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import as_network
+from avb_jax.priors import at
 from avb_jax.semi_implicit import log_conditional, log_mean, smoothed
 from avb_jax.streams import stream
 from avb_jax.types import Array, Draws, Players, State, Terms
@@ -56,6 +57,7 @@ def negative_elbo_unbiased(
     Raises:
       UserError: the encoder gives no conditional moments.
     """
+    prior = at(prior, networks, params, collections)
     posterior, encoder = players.encode(
         networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
     )
@@ -95,7 +97,7 @@ def uivi(
       encoder: (x [B, ...], noise [B, N]) -> a `Posterior` with conditional moments, such as `networks.SemiImplicitEncoder`'s.
         The chains see it in evaluation mode.
       decoder: z [B, Z] -> what `likelihood` takes.
-      prior: p(z), a NumPyro distribution over vectors.
+      prior: p(z), a NumPyro distribution over vectors, or a `priors.Learned` one.
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
@@ -118,7 +120,7 @@ def uivi(
     network, latent_dim = as_network(encoder), prior.event_shape[0]
 
     def draw(key: Array, state: State, x: Array) -> Draws:
-        draws = players.draw(key, x, prior, noise_dim, 2)
+        draws = players.draw(key, x, None, noise_dim, 2)
 
         def encode(x: Array, noise: Array):
             return players.encode(network, state.params.encoder, state.collections.encoder, x, noise, latent_dim, train=False)[

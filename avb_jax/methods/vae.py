@@ -16,6 +16,7 @@ from avb_jax.methods import generator
 from avb_jax.methods.bound import method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
+from avb_jax.priors import at
 from avb_jax.types import Array, Draws, Players, State, Terms, UserError
 
 
@@ -53,6 +54,7 @@ def negative_elbo(
     Raises:
       UserError: the encoder gives neither.
     """
+    prior = at(prior, networks, params, collections)
     posterior, encoder = players.encode(
         networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
     )
@@ -92,7 +94,7 @@ def vae(
     Args:
       encoder: (x [B, ...], noise [B, N]) -> a `Posterior` that says that it is Gaussian, or has log_q.
       decoder: z [B, Z] -> what `likelihood` takes.
-      prior: p(z), a NumPyro distribution over vectors.
+      prior: p(z), a NumPyro distribution over vectors, or a `priors.Learned` one.
       likelihood: the decoder's output -> p(x|z), a NumPyro distribution with batch shape [B]; see `distributions`.
       optimizers: an optax optimiser per player, or one for all.
       noise_dim: N, how many N(0, 1) numbers the encoder gets per example.
@@ -107,7 +109,7 @@ def vae(
 
     def draw(key: Array, state: State, x: Array) -> Draws:
         del state
-        return players.draw(key, x, prior, noise_dim, noise_draws)
+        return players.draw(key, x, None, noise_dim, noise_draws)
 
     return method_of_bound(
         "vae",

@@ -12,6 +12,7 @@ from avb_jax.networks.adversaries import (
     LatentAdversary,
     MixtureAdversary,
 )
+from avb_jax.networks.autoregressive import GatedPixelCNN, RowLSTM
 from avb_jax.networks.conv import Conv, ConvTranspose
 from avb_jax.networks.dcgan import ConvDecoder, ConvNet
 from avb_jax.networks.encoders import (
@@ -23,6 +24,7 @@ from avb_jax.networks.encoders import (
     SemiImplicitEncoder,
 )
 from avb_jax.networks.mlp import MLP, MLPDecoder
+from avb_jax.networks.model_decoder import ModelDecoder
 from avb_jax.networks.posteriors import (
     AuxiliaryEncoder,
     FullCovarianceEncoder,
@@ -30,6 +32,7 @@ from avb_jax.networks.posteriors import (
     PlanarFlowEncoder,
     RealNVPEncoder,
 )
+from avb_jax.networks.realnvp import RealNVP
 from avb_jax.networks.resnet import ConvAdversary, GlobalScale, ResNet, ResNetDecoder
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "ConvNet",
     "ConvTranspose",
     "FullCovarianceEncoder",
+    "GatedPixelCNN",
     "GaussianEncoder",
     "GlobalScale",
     "IAFEncoder",
@@ -51,12 +55,15 @@ __all__ = [
     "LatentAdversary",
     "MLPDecoder",
     "MixtureAdversary",
+    "ModelDecoder",
     "MomentEncoder",
     "PlanarFlowEncoder",
+    "RealNVP",
     "RealNVPEncoder",
     "ResNet",
     "ResNetDecoder",
     "ReverseModel",
+    "RowLSTM",
     "Sampler",
     "SemiImplicitEncoder",
     "from_equinox",

@@ -14,6 +14,7 @@ A transposed convolution is a small convolution to s * s times the channels, who
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,13 @@ WHOLE, CACHE = 12_000_000, 2_500_000  # bytes of patches up to which they are ma
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto") -> Array:
-    """Convolution with SAME padding: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F]; kernel [k, k, C, F]."""
-    pads = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto", pads: Sequence | None = None) -> Array:
+    """Convolution [B, H, W, C] -> [B, H', W', F] with a kernel [k, k', C, F].
+
+    With SAME padding, so that H' = ceil(H / stride), or with `pads`, (low, high) of rows and of columns.
+    """
+    if pads is None:
+        pads = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
     chosen = formulation_of(formulation, x.dtype, x.shape[2], kernel.shape[1], stride, kernel.shape[3])
     if chosen == "onednn":
         return onednn.forward(x, kernel, stride, pads)
@@ -40,7 +45,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto") ->
         return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
     if chosen == "patches":
         return _patches(x, kernel, stride, pads)
-    width, k = -(-x.shape[2] // stride), kernel.shape[1]
+    k = kernel.shape[1]
+    width = (x.shape[2] + sum(pads[1]) - k) // stride + 1
     w, tap, out = np.ogrid[: x.shape[2], :k, :width]
     columns = np.float32(w == out * stride + tap - pads[1][0])  # [W, k, W']: whether input column w is that tap of the output's
     matrix = jnp.einsum("wko,hkcf->hwcof", columns, kernel)

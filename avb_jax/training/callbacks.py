@@ -19,6 +19,7 @@ from avb_jax.transforms import of_seed
 from avb_jax.types import State
 
 LABELS = {
+    "log_likelihood": "log p(x)",
     "elbo": "ELBO",
     "kl": "KL",
     "kl_aggregated_posterior": "KL(q(z))",

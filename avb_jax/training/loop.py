@@ -20,7 +20,7 @@ from avb_jax.data.dataset import Dataset, batch_indices, from_arrays
 from avb_jax.data.iterator import Batches
 from avb_jax.distributions import base_distribution
 from avb_jax.locks import locked
-from avb_jax.method import Method
+from avb_jax.method import Method, prior_at
 from avb_jax.streams import stream
 from avb_jax.training import blocks, checkpoints, memory
 from avb_jax.training.callbacks import Callback, Run
@@ -236,13 +236,14 @@ def check_values(method: Method, data: Dataset | Batches, state: State, seed: in
     Raises:
       UserError: some values are outside the support of p(x|z).
     """
-    if method.log_joint is None or method.decode is None:
+    if method.decode is None or (method.log_joint is None and method.log_likelihood is None):
         return
     key, name = stream(jax.random.key(seed), "values"), getattr(data, "name", "data")
 
     def one_code(state: State) -> dist.Distribution:
-        z = method.prior.sample(jax.random.fold_in(key, 0), (1,))
-        return method.decode(state if num_seeds is None else of_seed(state, 0), z)
+        state = state if num_seeds is None else of_seed(state, 0)
+        prior = prior_at(method, state)
+        return method.decode(state, jnp.zeros((1, 0)) if prior is None else prior.sample(jax.random.fold_in(key, 0), (1,)))
 
     abstract = jax.eval_shape(one_code, state)
     found = base_distribution(abstract)

@@ -24,7 +24,7 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
     """
     config = ml_collections.ConfigDict(
         {
-            "method": "avb",  # avb, vae, sivi, uivi, iwhvi, aae, bigan, gan or vaegan; several with commas between
+            "method": "avb",  # several by commas; vae, sivi, uivi, iwhvi, aae, bigan, gan, vaegan, pixelcnn, row_lstm, realnvp
             "steps": 1000,
             "batch_size": 128,  # of a step, over all devices
             "seed": 0,  # of everything random
@@ -79,6 +79,12 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             },
             # Of a VAE: diagonal, full, planar, iaf, realnvp or auxiliary (whose auxiliary variable has noise_dim dimensions).
             "posterior": {"kind": "diagonal", "flows": 4, "widths": (64, 64)},
+            # p(z): standard_normal; or learned with the decoder: flow, or vamp, a mixture of q(z|u) at learned inputs u.
+            "prior": {"kind": "standard_normal", "flows": 4, "widths": (64, 64), "components": 100},
+            # Pixels of p(x|z): independent, or each by a network of those before it: pixelcnn, row_lstm. As methods of these
+            # names the same networks are models of x without latents; so is realnvp.
+            "pixels": {"kind": "independent", "features": 8, "channels": 32, "layers": 5, "kernel_size": 7},
+            "realnvp": {"channels": 32, "layers": 2, "scales": 2, "levels": 256},  # levels: values that a pixel has
             "network": {
                 "activation": "relu",
                 "head_scale": 1.0,  # variance of the initial kernels behind q's mean and scale; near 0, q starts near p

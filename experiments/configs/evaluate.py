@@ -11,6 +11,7 @@ from experiments.configs.common import changes_of
 
 # Every part, at the least cost: to look at a run, not to report it.
 QUICK = {
+    "exact.images": 1000,
     "elbo.images": 1000,
     "semi_implicit.images": 50,
     "semi_implicit.inner": 1000,
@@ -34,10 +35,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "step": "",  # of the checkpoint; best: that of the best held-out bound; the latest by default
             "seeds": 0,  # how many of the run's seeds, from the first; 0 is all
             "seed": 0,  # of the estimators' own randomness
-            # Which, with commas: elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, knn.
+            # Which, with commas: exact, elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, knn.
             # 'auto': all that apply.
             "estimators": "auto",
             "data_dir": "",  # where the data is, if no longer where the run found it
+            "exact": {"images": placeholder(int), "draws": 1, "chunk": 20},
             "elbo": {"images": placeholder(int), "draws": 4, "chunk": 250},
             "semi_implicit": {"images": 200, "draws": 16, "inner": 10_000, "inner_chunk": 250, "chunk": 10},
             "optimality": {

@@ -29,16 +29,19 @@ def test_the_runs_that_are_evaluated(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate.build, "run", build_run)
     monkeypatch.setattr(evaluate, "initial_state", lambda method, data, seed, seeds: (seed, seeds))
-    monkeypatch.setattr(evaluate, "restore", lambda folder, name, like: asked.append((folder, name, like)) or states)
+    monkeypatch.setattr(evaluate, "restore", lambda *given: asked.append(given) or states)
     options = evaluate_config.get_config()
     run, state, seeds = evaluate.load(options, tmp_path, "vae")
-    assert asked == [(tmp_path, "vae"), (tmp_path, "vae", (0, 3))]
+    assert asked == [(tmp_path, "vae"), (tmp_path, "vae", (0, 3), None)]
     assert (run.name, seeds, state.params.tolist()) == ("vae", 3, [0, 1, 2])
     assert "vae: 3 of 3 seeds at step 40, not finished: its config has 50" in capsys.readouterr().out
     options.seeds = 2
     _, state, seeds = evaluate.load(options, tmp_path, "vae")
     assert (seeds, state.params.tolist()) == (2, [0, 1])
-    assert asked[-1][-1] == (0, 3)  # the checkpoint has all seeds
+    assert asked[-1][2] == (0, 3)  # the checkpoint has all seeds
+    options.step = "best"
+    evaluate.load(options, tmp_path, "vae")
+    assert asked[-1][3] == "best"
     options.seeds = 4
     with pytest.raises(UserError, match=r"seeds=4: the run in .* has 3"):
         evaluate.load(options, tmp_path, "vae")
