@@ -4,7 +4,19 @@ from avb_jax import releases
 
 releases.warn()
 
-from avb_jax import contrast, data, distributions, divergences, evaluation, models, networks, training, transforms  # noqa: E402
+from avb_jax import (  # noqa: E402
+    conditional,
+    contrast,
+    data,
+    distributions,
+    divergences,
+    evaluation,
+    models,
+    networks,
+    priors,
+    training,
+    transforms,
+)
 from avb_jax.evaluation import Report, evaluate  # noqa: E402
 from avb_jax.fitting import default_callbacks, fit, load  # noqa: E402
 from avb_jax.method import Method  # noqa: E402
@@ -49,6 +61,7 @@ __all__ = [
     "aae",
     "avb",
     "bigan",
+    "conditional",
     "contrast",
     "data",
     "default_callbacks",
@@ -63,6 +76,7 @@ __all__ = [
     "load",
     "models",
     "networks",
+    "priors",
     "sivi",
     "training",
     "transforms",

@@ -18,7 +18,7 @@ import avb_jax
 from avb_jax import Diverged, UserError, build
 from avb_jax.evaluation.report import Estimate, cell, paired_difference
 from avb_jax.figures import images as grids
-from avb_jax.figures import plots, save
+from avb_jax.figures import named, plots, save
 from avb_jax.streams import stream
 from avb_jax.training import workdir
 from avb_jax.transforms import of_seed
@@ -178,12 +178,12 @@ def _cell(number: dict, signed: bool = False) -> str:
 
 def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | list[np.ndarray]]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [N, 2] by data point or class."""
-    found = {"samples": grids.tile(*grids.grid("samples", method, state, data))}
+    found = {"samples": grids.tile(*named.grid("samples", method, state, data))}
     if method.encode is None:
         return found
-    found["reconstructions"] = grids.tile(*grids.grid("reconstructions", method, state, data))
+    found["reconstructions"] = grids.tile(*named.grid("reconstructions", method, state, data))
     if method.prior.event_shape[0] == 2:
-        found["latent plane"] = grids.tile(*grids.grid("latent_plane", method, state, data))
+        found["latent plane"] = grids.tile(*named.grid("latent_plane", method, state, data))
         few = len(data.test) <= len(plots.COLOURS)
         test = data.test if few else data.test[:EXAMPLES_SHOWN]
         key, x = stream(jax.random.key(0), "panels"), data.prepare(stream(jax.random.key(0), "pixels"), test)

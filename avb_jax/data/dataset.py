@@ -25,7 +25,9 @@ class Dataset(NamedTuple):
     binarize: str = "none"  # see `to_pixels`
     name: str = "arrays"
     flip: bool = False  # whether each training example is mirrored, left and right, half of the times
-    test_labels: np.ndarray | None = None  # [len(test)] classes, where they are known: for figures, no method sees them
+    # Classes [len(train)] and [len(test)], where they are known: for figures, no method sees them.
+    train_labels: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
 
     @property
     def x_shape(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def digits(directory: str, binarize: str) -> Dataset:
     images = (loaded.images / 16.0).astype(np.float32)
     held_out = np.arange(len(images)) % 6 == 5
     dataset = from_arrays(images[~held_out], images[held_out], binarize, "digits")
-    return dataset._replace(test_labels=loaded.target[held_out])
+    return dataset._replace(train_labels=loaded.target[~held_out], test_labels=loaded.target[held_out])
 
 
 def mnist(directory: str, binarize: str) -> Dataset:
@@ -36,12 +36,13 @@ def mnist(directory: str, binarize: str) -> Dataset:
     if not path.is_dir():
         raise UserError(f"data.dir={directory!r}: no such folder; give the one with the four MNIST IDX files")
     dataset = from_arrays(idx.read_images(path, "train"), idx.read_images(path, "t10k"), binarize, "mnist")
-    labels = idx.read_labels(path, "t10k")
-    if labels is not None and len(labels) != len(dataset.test):
-        raise UserError(
-            f"data.dir={directory!r}: {len(labels):,} test labels for {len(dataset.test):,} images; download them again"
-        )
-    return dataset._replace(test_labels=labels)
+    labels = {}
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        found, count = idx.read_labels(path, stem), len(getattr(dataset, split))
+        if found is not None and len(found) != count:
+            raise UserError(f"data.dir={directory!r}: {len(found):,} {split} labels for {count:,} images; download them again")
+        labels[f"{split}_labels"] = found
+    return dataset._replace(**labels)
 
 
 def _from_tfds(name: str):

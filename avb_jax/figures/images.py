@@ -1,8 +1,6 @@
 """The paper's figures of images: samples (Figures 4 and 5), reconstructions, interpolations (Figure 6), neighbours."""
 
 import functools
-import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,12 +11,10 @@ from scipy.special import ndtri
 
 from avb_jax.data.dataset import Dataset, to_pixels
 from avb_jax.evaluation.samples import as_pixels
-from avb_jax.figures.save import save
 from avb_jax.method import Method
 from avb_jax.models import images_of
 from avb_jax.streams import stream
-from avb_jax.training.callbacks import Callback
-from avb_jax.types import Array, State, UserError
+from avb_jax.types import Array, State
 
 COLUMNS = 10
 SAMPLES = 100
@@ -92,54 +88,6 @@ def latent_plane(key: Array, method: Method, state: State, data: Dataset) -> Gri
     levels = ndtri(np.linspace(0.02, 0.98, PLANE))
     z = np.stack(np.meshgrid(levels, levels[::-1]), axis=-1).reshape(-1, 2).astype(np.float32)
     return Grid(np.asarray(_decode(method, state, z)), PLANE)
-
-
-FIGURES: dict[str, Callable] = {
-    "samples": samples,
-    "reconstructions": reconstructions,
-    "interpolation": interpolation,
-    "neighbours": neighbours,
-    "latent_plane": latent_plane,
-}
-OF_CODES = ("reconstructions", "interpolation")
-
-
-def grid(figure: str, method: Method, state: State, data: Dataset, seed: int = 0) -> Grid:
-    """One of `FIGURES` of a run, whose State has no axis of seeds.
-
-    Raises:
-      UserError: no such figure, one of codes and a method without an encoder, or one of a plane and other than two latents.
-    """
-    if figure not in FIGURES:
-        raise UserError(f"figure={figure!r}: must be one of {', '.join(FIGURES)}")
-    if figure in OF_CODES and method.encode is None:
-        raise UserError(f"figure={figure!r}: {method.name} has no encoder; take samples or neighbours")
-    latents = 0 if method.prior is None else method.prior.event_shape[0]
-    if figure == "latent_plane" and latents != 2:
-        raise UserError(f"figure='latent_plane': {method.name} has {latents} latents; it takes two")
-    return FIGURES[figure](stream(jax.random.key(seed), figure), method, state, data)
-
-
-def draw(figure: str, method: Method, state: State, data: Dataset, seed: int = 0) -> Image.Image:
-    """`grid` as a picture; small images are enlarged in whole steps."""
-    images, columns = grid(figure, method, state, data, seed)
-    return to_image(images, columns)
-
-
-class Pictures(Callback):
-    """At each checkpoint draws samples and, with an encoder, reconstructions and interpolations of the first seed's run."""
-
-    def __init__(self, folder: pathlib.Path, figures: tuple[str, ...] = ("samples", *OF_CODES)):
-        """Writes to FOLDER/NAME_FIGURE_STEP.png."""
-        self._folder, self._figures = folder, figures
-
-    def checkpoint(self, step: int, state: State) -> None:
-        run = self.run
-        for figure in self._figures:
-            if figure in OF_CODES and run.method.encode is None:
-                continue
-            picture = draw(figure, run.method, run.per_seed(state)[0], run.data)
-            save(self._folder / f"{run.name}_{figure}_{step:06}.png", picture)
 
 
 def tile(images: np.ndarray, columns: int, gap: int = 1, background: float = 0.5) -> np.ndarray:

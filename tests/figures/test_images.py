@@ -8,7 +8,7 @@ from scipy import stats
 
 from avb_jax import UserError, data
 from avb_jax.distributions import normal, standard_normal
-from avb_jax.figures import images
+from avb_jax.figures import images, named
 from tests.conftest import small_method
 
 KEY = jax.random.key(3)
@@ -58,8 +58,8 @@ def test_reconstructions_lie_below_their_originals(trained):
 
 
 def test_a_picture_is_its_grid_enlarged_in_whole_steps(trained):
-    picture = images.draw("samples", *trained)
-    grid = images.grid("samples", *trained)
+    picture = named.draw("samples", *trained)
+    grid = named.grid("samples", *trained)
     factor = picture.width // (10 * 7 + 1)
     assert picture.size == (71 * factor, 71 * factor)
     first = np.asarray(picture)[factor : 7 * factor : factor, factor : 7 * factor : factor] / 255
@@ -73,7 +73,7 @@ def test_a_latent_plane_has_z_1_to_the_right_and_z_2_upwards():
         return normal(jnp.pad(z, ((0, 0), (0, 34))).reshape(-1, 6, 6), 1.0)
 
     method = small_method("avb")._replace(decode=decode, prior=standard_normal(2))
-    grid = images.grid("latent_plane", method, None, None)
+    grid = named.grid("latent_plane", method, None, None)
     z = grid.images[:, 0, :2].reshape(grid.columns, grid.columns, 2)
     levels = stats.norm.ppf(np.linspace(0.02, 0.98, grid.columns))
     np.testing.assert_allclose(z[3, :, 0], levels, rtol=1e-5, atol=1e-6)
@@ -83,8 +83,8 @@ def test_a_latent_plane_has_z_1_to_the_right_and_z_2_upwards():
 def test_slips(trained):
     gan = small_method("gan")
     with pytest.raises(UserError, match="figure='interpolation': gan has no encoder; take samples or neighbours"):
-        images.grid("interpolation", gan, None, trained[2])
+        named.grid("interpolation", gan, None, trained[2])
     with pytest.raises(UserError, match="figure='latent_plane': avb has 3 latents; it takes two"):
-        images.grid("latent_plane", *trained)
+        named.grid("latent_plane", *trained)
     with pytest.raises(UserError, match="figure='portraits': must be one of samples"):
-        images.grid("portraits", *trained)
+        named.grid("portraits", *trained)

@@ -1,0 +1,85 @@
+"""Figures of conditional draws (`avb_jax.conditional`): digits of a class, and images of which the left half is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from avb_jax import conditional
+from avb_jax.data.dataset import Dataset, to_pixels
+from avb_jax.figures.images import Grid
+from avb_jax.method import Method
+from avb_jax.models import images_of
+from avb_jax.networks import MLP
+from avb_jax.streams import stream
+from avb_jax.types import Array, State, UserError
+
+DRAWS = 8  # of each class, and of each half
+ROWS = 8  # images whose half is known
+BATCH, STEPS = 128, 1000  # of the classifier's training
+
+
+def classifier(key: Array, data: Dataset, steps: int = STEPS):
+    """A small classifier of the training examples, x [B, *x] -> log probabilities [B, classes].
+
+    Raises:
+      UserError: the data set has no labels.
+    """
+    if data.train_labels is None:
+        raise UserError(f"figure='conditional': {data.name} has no labels to train a classifier on; take digits or mnist")
+    classes, rank = int(data.train_labels.max()) + 1, len(data.x_shape)
+    network = nn.Sequential([MLP((128, 128), nn.relu, rank), nn.Dense(classes), nn.log_softmax])
+    optimizer = optax.adam(1e-3)
+    stored, labels = jnp.asarray(data.train), jnp.asarray(data.train_labels)
+
+    @jax.jit
+    def train(key: Array):
+        params = network.init(stream(key, "params"), jnp.zeros((1, *data.x_shape)))
+
+        def loss(params, x, label):
+            return -jnp.mean(jnp.take_along_axis(network.apply(params, x), label[:, None], axis=1))
+
+        def step(carry, key):
+            params, opt_state = carry
+            which = jax.random.randint(stream(key, "batch"), (BATCH,), 0, len(stored))
+            x = to_pixels(stream(key, "pixels"), stored[which], data.binarize)
+            updates, opt_state = optimizer.update(jax.grad(loss)(params, x, labels[which]), opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(stream(key, "steps"), steps))[0][0]
+
+    params = train(key)
+    return lambda x: network.apply(params, x)
+
+
+def of_classes(key: Array, method: Method, state: State, data: Dataset) -> Grid:
+    """A row for each class: mean images at codes from p(z | class), the class as a small classifier sees it."""
+    log_probabilities = classifier(stream(key, "classifier"), data)
+    rows = []
+    for label in range(int(data.train_labels.max()) + 1):
+        condition = conditional.of_class(log_probabilities, label)
+        found = conditional.sample(jax.random.fold_in(key, label), method, state, condition, count=DRAWS)
+        rows.append(np.asarray(method.decode(state, found.z).mean))
+    return Grid(np.concatenate(rows), DRAWS)
+
+
+def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
+    """Rows of a test image, its left half, draws from the posterior of the whole given that half, and a reconstruction.
+
+    The reconstruction is by the method's own encoder, which sees all of the image; without one the column is missing.
+    """
+    x = to_pixels(stream(key, "pixels"), jnp.asarray(data.test[:ROWS]), data.binarize)
+    mask = (jnp.arange(x.shape[2]) < x.shape[2] // 2).astype(x.dtype)
+    mask = jnp.broadcast_to(mask.reshape(1, -1, *[1] * (x.ndim - 3)), x.shape[1:])
+    draws = []
+    for i, one in enumerate(x):
+        found = conditional.sample(jax.random.fold_in(key, i), method, state, conditional.known(one, mask), count=DRAWS)
+        completed = method.decode(state, found.z).mean
+        draws.append(jnp.where(mask > 0, one, completed))
+    columns = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], jnp.stack(draws)]
+    if method.encode is not None:
+        z = method.encode(stream(key, "encode"), state, x).z
+        columns.append(images_of(stream(key, "images"), method.decode(state, z))[:, None])
+    rows = jnp.concatenate(columns, axis=1)
+    return Grid(np.asarray(rows).reshape(-1, *x.shape[1:]), rows.shape[1])
