@@ -347,15 +347,16 @@ def _gaussian(config, parts: Parts) -> nn.Module | Network:
 def _shared(config, parts: Parts) -> dict[str, Any]:
     options, prior = config.prior, distributions.standard_normal(config.latent_dim)
     if options.kind == "flow":
-        prior = priors.Learned(priors.Flow(config.latent_dim, options.flows, tuple(options.widths)))
+        prior = priors.Learned(networks.FlowPrior(config.latent_dim, options.flows, tuple(options.widths)))
     elif options.kind == "vamp":
-        prior = priors.Learned(priors.Vamp(config.latent_dim, parts.x_shape, options.components))
+        prior = priors.Learned(networks.VampPrior(config.latent_dim, parts.x_shape, options.components))
     return {"prior": prior, "optimizers": optimizers(config)}
 
 
 def _of_adversary(config) -> dict[str, Any]:
     divergence = pick("divergence", config.divergence, DIVERGENCES)
-    return {"divergence": divergence, "adversary_steps": config.adversary_steps}
+    penalty = config.gradient_penalty
+    return {"divergence": divergence, "adversary_steps": config.adversary_steps, "gradient_penalty": penalty}
 
 
 def _of_generator(config) -> dict[str, Any]:

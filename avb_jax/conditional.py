@@ -133,6 +133,6 @@ def known(x: Array, mask: Array) -> Callable[[Distribution], Array]:
     return log_condition
 
 
-def of_class(log_probabilities: Callable[[Array], Array], label: int) -> Callable[[Distribution], Array]:
+def of_class(log_probabilities: Callable[[Array], Array], label: int | Array) -> Callable[[Distribution], Array]:
     """The condition that a classifier, x [1, *x] -> log probabilities [1, classes], sees a class in the mean of p(x|z)."""
     return lambda of_x: log_probabilities(of_x.mean)[0, label]

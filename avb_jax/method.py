@@ -17,15 +17,15 @@ class Method(NamedTuple):
     train_step: Callable  # (key, state, x, reduce=identity) -> (State, Info); `reduce` averages over devices, see `transforms`
     sample: Callable  # (key, state, count) -> x [count, ...], of p(x|z) at z from the prior its means, or draws (`models`)
     prior: Distribution | None = None  # p(z), or a `priors.Learned` one
-    prior_of: Callable | None = None  # (state) -> p(z) as it is; None: `prior`
     encode: Callable | None = None  # (key, state, x, draws=None) -> Posterior, with z [B, Z] or [draws, B, Z]
     decode: Callable | None = None  # (state, z [B, Z]) -> the distribution p(x|z), one per code
     log_joint: Callable | None = None  # (state, x, z [B, Z]) -> log p(x, z) [B]
-    log_likelihood: Callable | None = None  # (key, state, x) -> log p(x) [B], of models without latents; the key dequantises
     elbo: Callable | None = None  # (key, state, x) -> Terms, per example, in evaluation mode
     adversary: Callable | None = None  # (key, state, x, draws=1) -> AdversaryTerms, per example
     fresh_adversary: Callable | None = None  # (optimizer, state) -> a Method that trains a new T on the frozen players
     semi_implicit: bool = False  # whether `encode` gives z's moments given the rest of the encoder's noise
+    prior_of: Callable | None = None  # (state) -> p(z) as it is; None: `prior`
+    log_likelihood: Callable | None = None  # (key, state, x) -> log p(x) [B], of models without latents; the key dequantises
 
 
 def prior_at(method: Method, state) -> Distribution | None:

@@ -7,7 +7,6 @@ fixed, AVB adds the gradient of -log p(z) at the encoder's draws, which T does n
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +15,16 @@ from flax import linen as nn
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
-from avb_jax.distributions import normal, standard_normal
 from avb_jax.network import Network, call
-from avb_jax.networks.mlp import MLP
-from avb_jax.types import Array, Players, Posterior, PyTree, UserError
-
-Encode = Callable[[Array], Posterior]  # x [K, ...] -> what the encoder knows of q(.|x)
+from avb_jax.types import Array, Players, Posterior, PyTree
 
 
 class Learned(dist.Distribution):
-    """A prior whose distribution depends on params: `priors.Learned(priors.Flow(8))`.
+    """A prior whose distribution depends on params: `priors.Learned(networks.FlowPrior(8))`.
 
     Args:
       network: a Linen module with `latent_dim`, `log_prob` (z [..., Z], encode -> [...]) and `draw` (key, count, encode -> z
-        [count, Z]), of which `log_prob` makes the params; such as `Flow` and `Vamp`.
+        [count, Z]), of which `log_prob` makes the params; such as `networks.FlowPrior` and `networks.VampPrior`.
     """
 
     support = constraints.real_vector
@@ -63,93 +58,6 @@ class AtParams(dist.Distribution):
         params, collections = self.of_encoder
         out, _ = call(self.encoder, params, collections, x, noise, train=False)
         return out if isinstance(out, Posterior) else Posterior(out)
-
-
-class Flow(nn.Module):
-    """N(0, I) pushed through affine couplings of one half of z and the other by turns (Dinh et al. 2016); it starts as N(0, I).
-
-    Raises:
-      UserError: fewer than 2 latents.
-    """
-
-    latent_dim: int
-    flows: int = 4
-    widths: Sequence[int] = (64, 64)
-
-    def setup(self):
-        if self.latent_dim < 2:
-            raise UserError(f"latent_dim={self.latent_dim}: a flow prior couples two halves; use 2 or more")
-        half = self.latent_dim // 2
-        sizes = [(self.latent_dim - half) if k % 2 == 0 else half for k in range(self.flows)]  # of what changes
-        self.hidden = [MLP(self.widths, nn.tanh) for _ in sizes]
-        self.heads = [nn.Dense(2 * size, kernel_init=nn.initializers.zeros) for size in sizes]
-        self.scales = [self.param(f"scale_{k}", nn.initializers.ones, (size,)) for k, size in enumerate(sizes)]
-
-    def log_prob(self, z: Array, encode: Encode | None = None) -> Array:
-        """Log p(z) [...], nats: back through the couplings."""
-        del encode
-        first, second = jnp.split(z, [self.latent_dim // 2], axis=-1)
-        log_det = jnp.zeros(z.shape[:-1])
-        for k in reversed(range(self.flows)):
-            kept, changed = (first, second) if k % 2 == 0 else (second, first)
-            s, t = self._coupling(k, kept)
-            changed = (changed - t) * jnp.exp(-s)
-            log_det -= jnp.sum(s, axis=-1)
-            first, second = (kept, changed) if k % 2 == 0 else (changed, kept)
-        return standard_normal(self.latent_dim).log_prob(jnp.concatenate([first, second], axis=-1)) + log_det
-
-    def draw(self, key: Array, count: int, encode: Encode | None = None) -> Array:
-        """Draws z [count, Z]."""
-        del encode
-        first, second = jnp.split(jax.random.normal(key, (count, self.latent_dim)), [self.latent_dim // 2], axis=-1)
-        for k in range(self.flows):
-            kept, changed = (first, second) if k % 2 == 0 else (second, first)
-            s, t = self._coupling(k, kept)
-            changed = changed * jnp.exp(s) + t
-            first, second = (kept, changed) if k % 2 == 0 else (changed, kept)
-        return jnp.concatenate([first, second], axis=-1)
-
-    def _coupling(self, k: int, kept: Array) -> tuple[Array, Array]:
-        s, t = jnp.split(self.heads[k](self.hidden[k](kept)), 2, axis=-1)
-        return self.scales[k] * jnp.tanh(s), t
-
-
-class Vamp(nn.Module):
-    """VampPrior (Tomczak & Welling 2018): a mixture of q(z|u_k) at inputs u_k [K, *x] in [0, 1] that are learned.
-
-    Of encoders that give q's moments, Gaussian or nearly so; gradients flow into the encoder as well.
-
-    Raises:
-      UserError: the encoder gives no moments.
-    """
-
-    latent_dim: int
-    x_shape: Sequence[int]
-    components: int = 100
-
-    def setup(self):
-        self.logits = self.param("inputs", nn.initializers.normal(1.0), (self.components, *self.x_shape))
-
-    def log_prob(self, z: Array, encode: Encode) -> Array:
-        """Log p(z) [...], nats."""
-        mean, std = self._moments(encode)
-        of_each = normal(mean, std).log_prob(z[..., None, :])
-        return jax.nn.logsumexp(of_each, axis=-1) - math.log(self.components)
-
-    def draw(self, key: Array, count: int, encode: Encode) -> Array:
-        """Draws z [count, Z]."""
-        which_key, noise_key = jax.random.split(key)
-        mean, std = self._moments(encode)
-        which = jax.random.randint(which_key, (count,), 0, self.components)
-        return mean[which] + std[which] * jax.random.normal(noise_key, (count, self.latent_dim))
-
-    def _moments(self, encode: Encode) -> tuple[Array, Array]:
-        if self.is_initializing():
-            return jnp.zeros((self.components, self.latent_dim)), jnp.ones((self.components, self.latent_dim))
-        posterior = encode(nn.sigmoid(self.logits))
-        if posterior.mean is None or posterior.std is None:
-            raise UserError("prior: a Vamp prior needs an encoder that gives q's moments, such as networks.GaussianEncoder")
-        return posterior.mean, posterior.std
 
 
 def at(prior: dist.Distribution, networks: Players, params: Players, collections: Players) -> dist.Distribution:

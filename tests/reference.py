@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     adversary_steps: int = 1
     divergence: str = "jensen_shannon"
     generator_divergence: str = "non_saturating"
+    gradient_penalty: float = 0.0
     adversary_floor: float | None = None
     minus_log_prior: bool = False
     adaptive: bool = False
@@ -131,6 +132,11 @@ class Game:
         """T's loss [S, B]."""
         return DIVERGENCES[self.settings.divergence](on_q, on_p)
 
+    def penalty(self, t, pairs, *inputs):
+        """R1: the weight times the mean over pairs of half the squared slope of T in each of the inputs."""
+        slopes = jax.grad(lambda inputs: jnp.sum(t(*inputs)))(inputs)
+        return self.settings.gradient_penalty * sum(jnp.sum(slope**2) for slope in slopes) / 2 / pairs
+
 
 # Three functions per method:
 #   compared(game, params, noise, z_prior) -> what T compares, a tuple of arrays
@@ -169,7 +175,8 @@ def avb_loss_of_t(game, psi, compared, blind=False):
     x = 0 * game.x if blind else game.x
     t, stats = game.t(psi, x, jnp.concatenate(compared))
     on_q, on_p = jnp.split(t, 2)
-    return jnp.mean(game.divergence(on_q, on_p)), (on_q, on_p, stats)
+    slope = game.penalty(lambda z: game.t(psi, x, z)[0], t.size, jnp.concatenate(compared))
+    return jnp.mean(game.divergence(on_q, on_p)) + slope, (on_q, on_p, stats)
 
 
 def avb_losses(game, params, psi, noise, z_prior, beta, blind=False):
@@ -217,7 +224,8 @@ def bigan_loss_of_t(game, psi, compared):
     z, images, z_prior = compared
     t, stats = game.t(psi, jnp.concatenate([game.x, images]), jnp.concatenate([z, z_prior])[None])
     on_data, on_model = t[:, : len(z)], t[:, len(z) :]
-    return jnp.mean(game.divergence(on_data, on_model)), (on_data, on_model, stats)
+    slope = game.penalty(lambda x, z: game.t(psi, x, z[None])[0], len(z), game.x, z)
+    return jnp.mean(game.divergence(on_data, on_model)) + slope, (on_data, on_model, stats)
 
 
 def bigan_losses(game, params, psi, noise, z_prior, beta):
@@ -240,7 +248,8 @@ def gan_compared(game, params, noise, z_prior):
 def images_loss_of_t(game, psi, compared):
     t, _, stats = game.of_images(psi, jnp.stack([game.x, *compared]))
     real, made = jnp.stack([t[0]] * len(compared)), t[1:]
-    return jnp.mean(game.divergence(real, made)), (real, made, stats)
+    slope = game.penalty(lambda x: game.of_images(psi, x[None])[0], len(game.x), game.x)
+    return jnp.mean(game.divergence(real, made)) + slope, (real, made, stats)
 
 
 def gan_losses(game, params, psi, noise, z_prior, beta):

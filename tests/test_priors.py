@@ -15,7 +15,7 @@ from avb_jax.network import as_network
 from avb_jax.types import Players
 from tests.conftest import small_method, small_modules
 
-FLOW = priors.Flow(2, 3, (8,))
+FLOW = networks.FlowPrior(2, 3, (8,))
 
 
 def encode(x):
@@ -24,7 +24,7 @@ def encode(x):
     return Posterior(flat[:, :2], 2 * flat[:, :2], 0.3 + flat[:, 2:4], gaussian=True)
 
 
-@pytest.mark.parametrize("network", [FLOW, priors.Vamp(2, (2, 2), 5)])
+@pytest.mark.parametrize("network", [FLOW, networks.VampPrior(2, (2, 2), 5)])
 def test_a_density_and_draws_of_it(network):
     """It integrates to one over the plane, and its draws have its moments."""
     variables = network.init(jax.random.key(0), jnp.zeros((1, 2)), None, method="log_prob")
@@ -54,7 +54,7 @@ def learned(name, prior, **options):
 def test_a_flow_starts_as_the_fixed_prior(images):
     """The losses and the draws of the step are then those of N(0, I)."""
     for name in ("vae", "avb"):
-        method, fixed = learned(name, priors.Learned(priors.Flow(3, 2, (4,)))), small_method(name)
+        method, fixed = learned(name, priors.Learned(networks.FlowPrior(3, 2, (4,)))), small_method(name)
         state = method.init(jax.random.key(0), images)
         assert state.params.decoder.keys() == {"decoder", "prior"}
         plain = fixed.init(jax.random.key(0), images)
@@ -70,7 +70,7 @@ def test_a_flow_starts_as_the_fixed_prior(images):
 @pytest.mark.parametrize("of", [contrast.PriorContrast(), contrast.GaussianContrast()])
 def test_what_t_does_not_say_trains_the_prior(images, of):
     """Under any contrast and any T, the prior's gradient is that of -E log p(z), and no other player's changes by it."""
-    prior = priors.Learned(priors.Flow(3, 2, (4,)))
+    prior = priors.Learned(networks.FlowPrior(3, 2, (4,)))
     method = learned("avb", prior, contrast=of, noise_draws=2)
     state = method.init(jax.random.key(0), images)
     scatter = lambda tree: jax.tree.map(  # noqa: E731
@@ -99,13 +99,27 @@ def test_what_t_does_not_say_trains_the_prior(images, of):
     z = jnp.stack([modules.encoder.apply({"params": params.encoder}, images, noise) for noise in draws.noise])
 
     def of_prior(variables):
-        flow = priors.Flow(3, 2, (4,))
+        flow = networks.FlowPrior(3, 2, (4,))
         return -jnp.mean(flow.apply({"params": variables}, z, None, method="log_prob"))
 
     expected = jax.grad(of_prior)(params.decoder["prior"])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)  # noqa: E731
     jax.tree.map(close, gradient.decoder["prior"], expected)
     assert any(leaf.any() for leaf in jax.tree.leaves(expected))
+    if isinstance(of, contrast.PriorContrast):  # T alone moves the encoder, next to the reconstruction
+        plain, _ = jax.grad(
+            lambda encoder: avb.negative_elbo_adversarial(
+                params._replace(encoder=encoder, decoder=params.decoder["decoder"]),
+                params.adversary,
+                state.collections,
+                draws,
+                networks=Players(*map(as_network, modules)),
+                prior=distributions.standard_normal(3),
+                likelihood=distributions.bernoulli,
+            ),
+            has_aux=True,
+        )(params.encoder)
+        jax.tree.map(close, gradient.encoder, plain)
     if isinstance(of, contrast.PriorContrast):  # the value of the KL term is T's alone
         t = jnp.stack([nets.adversary.apply({"params": params.adversary}, images, one, train=False)[0] for one in z])
         np.testing.assert_allclose(found.terms.kl, t.mean(axis=0), rtol=1e-4, atol=1e-5)
@@ -146,15 +160,15 @@ def test_a_prior_comes_to_where_the_codes_are():
 
 
 def test_slips_are_named(images):
-    prior = priors.Learned(priors.Flow(3))
+    prior = priors.Learned(networks.FlowPrior(3))
     small = small_modules("bigan")
     with pytest.raises(UserError, match=r"prior: is learned, which avb, vae, .* can train; give this method a fixed one"):
         avb_jax.bigan(*small, prior=prior, optimizers=optax.adam(1e-3), noise_dim=3)
     with pytest.raises(UserError, match=r"minus_log_prior=True: must be False under .* and with a learned prior"):
         learned("avb", prior, minus_log_prior=True)
     with pytest.raises(UserError, match="latent_dim=1: a flow prior couples two halves"):
-        priors.Flow(1).init(jax.random.key(0), jnp.zeros((1, 1)), None, method="log_prob")
-    method = learned("avb", priors.Learned(priors.Vamp(3, (6, 6), 4)))
+        networks.FlowPrior(1).init(jax.random.key(0), jnp.zeros((1, 1)), None, method="log_prob")
+    method = learned("avb", priors.Learned(networks.VampPrior(3, (6, 6), 4)))
     state = method.init(jax.random.key(0), images)
     with pytest.raises(UserError, match="a Vamp prior needs an encoder that gives q's moments"):
         method.train_step(jax.random.key(1), state, images)

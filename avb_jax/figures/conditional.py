@@ -56,12 +56,14 @@ def classifier(key: Array, data: Dataset, steps: int = STEPS):
 def of_classes(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     """A row for each class: mean images at codes from p(z | class), the class as a small classifier sees it."""
     log_probabilities = classifier(stream(key, "classifier"), data)
-    rows = []
-    for label in range(int(data.train_labels.max()) + 1):
+
+    @jax.jit  # once for all classes
+    def row(key: Array, state: State, label: Array) -> Array:
         condition = conditional.of_class(log_probabilities, label)
-        found = conditional.sample(jax.random.fold_in(key, label), method, state, condition, count=DRAWS)
-        rows.append(np.asarray(method.decode(state, found.z).mean))
-    return Grid(np.concatenate(rows), DRAWS)
+        return method.decode(state, conditional.sample(key, method, state, condition, count=DRAWS).z).mean
+
+    labels = range(int(data.train_labels.max()) + 1)
+    return Grid(np.concatenate([row(jax.random.fold_in(key, label), state, label) for label in labels]), DRAWS)
 
 
 def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
@@ -72,12 +74,14 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     x = to_pixels(stream(key, "pixels"), jnp.asarray(data.test[:ROWS]), data.binarize)
     mask = (jnp.arange(x.shape[2]) < x.shape[2] // 2).astype(x.dtype)
     mask = jnp.broadcast_to(mask.reshape(1, -1, *[1] * (x.ndim - 3)), x.shape[1:])
-    draws = []
-    for i, one in enumerate(x):
-        found = conditional.sample(jax.random.fold_in(key, i), method, state, conditional.known(one, mask), count=DRAWS)
-        completed = method.decode(state, found.z).mean
-        draws.append(jnp.where(mask > 0, one, completed))
-    columns = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], jnp.stack(draws)]
+
+    @jax.jit  # once for all images
+    def completed(key: Array, state: State, x: Array) -> Array:
+        z = conditional.sample(key, method, state, conditional.known(x, mask), count=DRAWS).z
+        return jnp.where(mask > 0, x, method.decode(state, z).mean)
+
+    draws = jnp.stack([completed(jax.random.fold_in(key, i), state, one) for i, one in enumerate(x)])
+    columns = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws]
     if method.encode is not None:
         z = method.encode(stream(key, "encode"), state, x).z
         columns.append(images_of(stream(key, "images"), method.decode(state, z))[:, None])

@@ -123,7 +123,7 @@ def _sample(method: Method, key: Array, state: State, count: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="method")
 def _decode(method: Method, state: State, z: Array) -> Array:
-    return images_of(jax.random.key(0), method.decode(state, z))
+    return images_of(stream(jax.random.key(0), "images"), method.decode(state, z))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "binarize"))

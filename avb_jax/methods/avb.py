@@ -19,6 +19,7 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood, log_likelihood
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
+from avb_jax.methods.penalty import r1
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.priors import Learned, at
@@ -136,6 +137,7 @@ def adversary_loss(
     contrast: contrasts.Contrast = PRIOR,
     divergence: Callable = divergences.jensen_shannon,
     minus_log_prior: bool = False,
+    gradient_penalty: float = 0.0,
     train: bool = True,
 ) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
     """Eq. 3.3 as a minimisation over T: E[-log sigma(T(x, z)) - log(1 - sigma(T(x, z_prior)))].
@@ -153,6 +155,7 @@ def adversary_loss(
       contrast: as there.
       divergence: one of `divergences`.
       minus_log_prior: see `avb`.
+      gradient_penalty: weight of `penalty.r1` in z, at both sides.
       train: whether batch normalisation uses this batch (and updates the adversary's statistics).
 
     Returns:
@@ -170,6 +173,10 @@ def adversary_loss(
         train=train,
     )
     loss, terms = adversary_terms(t, divergence)
+    if gradient_penalty:
+        fixed = jax.lax.stop_gradient(compared).reshape(-1, *compared.shape[2:])
+        of_network = networks.adversary, adversary, collections.adversary, draws.x
+        loss += gradient_penalty * jnp.mean(r1(lambda z: players.evaluate_pairs(*of_network, z, train=train)[0], fixed))
     return loss, (terms, after)
 
 
@@ -243,6 +250,7 @@ def avb(
     minus_log_prior: bool = False,
     adversary_floor: float | None = None,
     adversary_steps: int = 1,
+    gradient_penalty: float = 0.0,
     noise_draws: int = 1,
     beta: float = 1.0,
     beta_warmup: int = 0,
@@ -263,6 +271,7 @@ def avb(
         has log q alone to learn. Under a Gaussian contrast p is N(0, I), which r is once standardised.
       adversary_floor: c: the KL term takes max(T, -c), which costs at most e^-c nats of bound; None: no floor.
       adversary_steps: adversary updates per step (section 3.2: keep T near its optimum).
+      gradient_penalty: weight of R1 in z, on the network's slope, see `penalty`; it costs T some of its optimum.
       noise_draws: S, draws of z per example in a step: all are for T, the first one is decoded.
       beta: weight of the KL term once warmed up; 1 is the ELBO.
       beta_warmup: steps over which the weight rises linearly from 0.
@@ -304,6 +313,7 @@ def avb(
         divergence=(divergence, callable(divergence), "a function of avb_jax.divergences"),
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
         adversary_steps=at_least(adversary_steps, 1),
+        gradient_penalty=at_least(gradient_penalty, 0),
         noise_draws=at_least(noise_draws, 1),
         beta=at_least(beta, 0),
         beta_warmup=at_least(beta_warmup, 0),
@@ -313,7 +323,7 @@ def avb(
     beta_at = warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
-    loss_of_t = functools.partial(adversary_loss, divergence=divergence, **of_t)
+    loss_of_t = functools.partial(adversary_loss, divergence=divergence, gradient_penalty=gradient_penalty, **of_t)
 
     def prior_of(state: State) -> Distribution:
         return at(prior, networks, state.params, state.collections)

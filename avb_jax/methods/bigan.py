@@ -18,6 +18,7 @@ from avb_jax.distributions import Likelihood, deterministic
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.avb import adversary_terms
+from avb_jax.methods.penalty import r1
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State
@@ -69,10 +70,22 @@ def adversary_loss(
     *,
     networks: Players,
     divergence: Callable = divergences.jensen_shannon,
+    gradient_penalty: float = 0.0,
 ) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
-    """The adversary's loss over the two kinds of pairs, by the divergence; no gradient flows into `compared`."""
-    t, after = both_sides(adversary, collections, draws, jax.lax.stop_gradient(compared), networks=networks)
+    """The adversary's loss over the two kinds of pairs, by the divergence; no gradient flows into `compared`.
+
+    With `gradient_penalty` times `penalty.r1` at the data's pairs.
+    """
+    compared = jax.lax.stop_gradient(compared)
+    t, after = both_sides(adversary, collections, draws, compared, networks=networks)
     loss, terms = adversary_terms(t, divergence)
+    if gradient_penalty:
+
+        def t_of(pair: tuple[Array, Array]) -> Array:
+            x, z = pair
+            return players.evaluate_pairs(networks.adversary, adversary, collections.adversary, x, z[None], train=True)[0][0]
+
+        loss += gradient_penalty * jnp.mean(r1(t_of, (draws.x, compared[0][0])))
     return loss, (terms, after)
 
 
@@ -98,6 +111,7 @@ def bigan(
     divergence: Callable = divergences.jensen_shannon,
     generator_divergence: Callable = divergences.generate_non_saturating,
     adversary_steps: int = 1,
+    gradient_penalty: float = 0.0,
 ) -> Method:
     """A BiGAN.
 
@@ -112,19 +126,21 @@ def bigan(
       divergence: the adversary's objective, one of `divergences`.
       generator_divergence: the encoder's and the decoder's objective, one of `divergences.GENERATOR_DIVERGENCES`.
       adversary_steps: adversary updates per step.
+      gradient_penalty: weight of R1, see `penalty`.
     """
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
         noise_dim=at_least(noise_dim, 1),
         generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         adversary_steps=at_least(adversary_steps, 1),
+        gradient_penalty=at_least(gradient_penalty, 0),
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields)
     loss = functools.partial(
         generative_loss, networks=networks, likelihood=likelihood, generator_divergence=generator_divergence
     )
-    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
+    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence, gradient_penalty=gradient_penalty)
 
     def init(key: Array, x: Array) -> State:
         return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)

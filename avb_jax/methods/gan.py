@@ -17,6 +17,7 @@ from avb_jax.distributions import Likelihood, deterministic
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.avb import adversary_terms
+from avb_jax.methods.penalty import r1
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
 from avb_jax.network import Network, as_network
@@ -64,13 +65,23 @@ def adversary_loss(
     *,
     networks: Players,
     divergence: Callable = divergences.jensen_shannon,
+    gradient_penalty: float = 0.0,
 ) -> tuple[Array, tuple[AdversaryTerms, PyTree]]:
-    """The adversary's loss, by the divergence: data [B, ...] against each of K sets of generated images [K, B, ...]."""
+    """The adversary's loss, by the divergence: data [B, ...] against each of K sets of generated images [K, B, ...].
+
+    With `gradient_penalty` times `penalty.r1` at the data.
+    """
     output, after = evaluate_images(
         networks.adversary, adversary, collections.adversary, draws.x, jax.lax.stop_gradient(images)
     )
     real, generated = output.t[:1], output.t[1:]
     loss, terms = adversary_terms(jnp.stack([jnp.broadcast_to(real, generated.shape), generated]), divergence)
+    if gradient_penalty:
+
+        def t_of(x: Array) -> Array:
+            return players.evaluate_adversary(networks.adversary, adversary, collections.adversary, x, None, train=True)[0].t
+
+        loss += gradient_penalty * jnp.mean(r1(t_of, draws.x))
     return loss, (terms, after)
 
 
@@ -109,6 +120,7 @@ def gan(
     divergence: Callable = divergences.jensen_shannon,
     generator_divergence: Callable = divergences.generate_non_saturating,
     adversary_steps: int = 1,
+    gradient_penalty: float = 0.0,
 ) -> Method:
     """A generative adversarial network.
 
@@ -121,18 +133,20 @@ def gan(
       divergence: the adversary's objective, one of `divergences`.
       generator_divergence: the decoder's objective, one of `divergences.GENERATOR_DIVERGENCES`.
       adversary_steps: adversary updates per step.
+      gradient_penalty: weight of R1, see `penalty`.
     """
     check_settings(
         likelihood=(likelihood, callable(likelihood), "a function of the decoder's output"),
         generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         adversary_steps=at_least(adversary_steps, 1),
+        gradient_penalty=at_least(gradient_penalty, 0),
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(None, decoder, of_images(adversary)), optimizers, prior, ("decoder", "adversary"))
     loss = functools.partial(
         generative_loss, networks=networks, likelihood=likelihood, generator_divergence=generator_divergence
     )
-    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence)
+    loss_of_t = functools.partial(adversary_loss, networks=networks, divergence=divergence, gradient_penalty=gradient_penalty)
 
     def init(key: Array, x: Array) -> State:
         return players.init(key, x, networks, optimizers, prior, 1, likelihood)

@@ -106,6 +106,7 @@ def vaegan(
     generator_divergence: Callable = divergences.generate_non_saturating,
     feature_weight: float = 1.0,
     adversary_steps: int = 1,
+    gradient_penalty: float = 0.0,
     beta: float = 1.0,
     beta_warmup: int = 0,
 ) -> Method:
@@ -123,6 +124,7 @@ def vaegan(
       generator_divergence: the decoder's adversarial objective, one of `divergences.GENERATOR_DIVERGENCES`.
       feature_weight: gamma, of the feature distance in the decoder's loss.
       adversary_steps: adversary updates per step.
+      gradient_penalty: weight of R1, see `penalty`.
       beta: weight of the KL term once warmed up.
       beta_warmup: steps over which the weight rises linearly from 0.
     """
@@ -132,6 +134,7 @@ def vaegan(
         generator_divergence=(generator_divergence, callable(generator_divergence), "a function of avb_jax.divergences"),
         feature_weight=at_least(feature_weight, 0),
         adversary_steps=at_least(adversary_steps, 1),
+        gradient_penalty=at_least(gradient_penalty, 0),
         beta=at_least(beta, 0),
         beta_warmup=at_least(beta_warmup, 0),
     )
@@ -145,7 +148,9 @@ def vaegan(
         feature_weight=feature_weight,
         generator_divergence=generator_divergence,
     )
-    loss_of_t = functools.partial(gan.adversary_loss, networks=networks, divergence=divergence)
+    loss_of_t = functools.partial(
+        gan.adversary_loss, networks=networks, divergence=divergence, gradient_penalty=gradient_penalty
+    )
     beta_at = warmup(beta, beta_warmup)
 
     def init(key: Array, x: Array) -> State:

@@ -23,6 +23,7 @@ from avb_jax.networks.encoders import (
     Sampler,
     SemiImplicitEncoder,
 )
+from avb_jax.networks.learned_priors import FlowPrior, VampPrior
 from avb_jax.networks.mlp import MLP, MLPDecoder
 from avb_jax.networks.model_decoder import ModelDecoder
 from avb_jax.networks.posteriors import (
@@ -44,6 +45,7 @@ __all__ = [
     "ConvDecoder",
     "ConvNet",
     "ConvTranspose",
+    "FlowPrior",
     "FullCovarianceEncoder",
     "GatedPixelCNN",
     "GaussianEncoder",
@@ -66,6 +68,7 @@ __all__ = [
     "RowLSTM",
     "Sampler",
     "SemiImplicitEncoder",
+    "VampPrior",
     "from_equinox",
     "from_linen",
     "from_nnx",

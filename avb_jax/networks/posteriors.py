@@ -48,7 +48,7 @@ class FullCovarianceEncoder(nn.Module):
             below = nn.Dense(len(rows), kernel_init=nn.initializers.zeros, name="below_diagonal")(features)
             cholesky = cholesky.at[:, rows, columns].set(below)
         z = mean + jnp.einsum("bij,...bj->...bi", cholesky, noise)
-        return Posterior(z, mean, jnp.linalg.norm(cholesky, axis=-1), _log_normal(noise, diagonal))
+        return Posterior(z, mean, jnp.linalg.norm(cholesky, axis=-1), log_normal(noise, diagonal))
 
 
 class PlanarFlowEncoder(nn.Module):
@@ -217,7 +217,7 @@ class AuxiliaryEncoder(nn.Module):
         z_mean, z_std = gaussian("z_given_a", self.latent_dim, a)
         z = z_mean + z_std * eps_z
         r_mean, r_std = gaussian("a_given_z", extra, z)
-        log_q = _log_normal(eps_a, a_std) + _log_normal(eps_z, z_std) - _log_normal((a - r_mean) / r_std, r_std)
+        log_q = log_normal(eps_a, a_std) + log_normal(eps_z, z_std) - log_normal((a - r_mean) / r_std, r_std)
         return Posterior(z, log_q=log_q)
 
 
@@ -253,10 +253,10 @@ def _gaussian_base(encoder: nn.Module, features: Array, noise: Array) -> tuple[A
     """Where a flow starts: z_0 [..., B, Z] ~ N(mean(x), diag std(x)^2) and its log density [..., B]."""
     _check_noise(encoder, noise)
     mean, std = gaussian_heads(features, encoder.latent_dim, encoder.head_scale)
-    return mean + std * noise, _log_normal(noise, std)
+    return mean + std * noise, log_normal(noise, std)
 
 
-def _log_normal(standardised: Array, std: Array) -> Array:
+def log_normal(standardised: Array, std: Array) -> Array:
     """Log density [..., B] in nats of independent normals, at (value - mean) / std [..., B, Z]."""
     return -jnp.sum(0.5 * (jnp.square(standardised) + math.log(2.0 * math.pi)) + jnp.log(std), axis=-1)
 

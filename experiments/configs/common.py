@@ -41,6 +41,7 @@ def training(network: dict, evaluation: dict, variants: dict[str, dict], variant
             "beta": 1.0,  # weight of the KL term; 1 is the ELBO
             "beta_warmup": 0,  # steps over which it rises from 0
             "adversary_steps": 1,  # updates of T per step
+            "gradient_penalty": 0.0,  # weight of R1, half the square of T's slope: at the data, and of AVB in z
             "adversary_floor": placeholder(float),  # c: the KL term takes max(T, -c), which costs at most e^-c nats
             "divergence": "jensen_shannon",  # the adversary's objective; or kl, reverse_kl, pearson, hellinger
             # Of a generator without a likelihood (bigan, gan, vaegan): non_saturating, or a divergence between data and model:

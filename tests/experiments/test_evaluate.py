@@ -82,7 +82,7 @@ def test_mnist_and_its_evaluation(tmp_path, idx_folder):
 
     slip = run("evaluate", folder, "estimators=quadratur")
     assert slip.returncode == 2
-    assert "error: estimators='quadratur': must be 'auto', or among elbo, " in slip.stderr
+    assert "error: estimators='quadratur': must be 'auto', or among exact, elbo, " in slip.stderr
     assert "Traceback" not in slip.stderr
     for changes, message in (
         ({"method": "gan"}, "method='gan': the run in "),

@@ -47,16 +47,25 @@ CASES = {
     "vae: log q": ("vae", {"encoder": FLOW}, {"noise_draws": 2, "prior": PRIOR}),
     "aae: a T that could see x": ("aae", {"batch_norm": True}, {"adversary_steps": 2, "noise_draws": 2}),
     "aae: settings": ("aae", {}, {"beta": 0.7, "beta_warmup": 10, "adversary_floor": 0.1, "divergence": "kl", "prior": PRIOR}),
-    "bigan": ("bigan", {}, {"adversary_steps": 2, "prior": PRIOR}),
+    "avb: slope": ("avb", {}, {"gradient_penalty": 0.7, "noise_draws": 2}),
+    "bigan": ("bigan", {}, {"adversary_steps": 2, "gradient_penalty": 0.7, "prior": PRIOR}),
     "bigan: hellinger, batch norm": (
         "bigan",
         {"batch_norm": True},
         {"divergence": "hellinger", "generator_divergence": "reverse_kl"},
     ),
-    "gan": ("gan", {}, {"adversary_steps": 2, "divergence": "pearson", "generator_divergence": "kl", "prior": PRIOR}),
+    "gan": (
+        "gan",
+        {},
+        {"adversary_steps": 2, "divergence": "pearson", "generator_divergence": "kl", "gradient_penalty": 0.7, "prior": PRIOR},
+    ),
     "gan: batch norm": ("gan", {"batch_norm": True}, {}),
     "vaegan": ("vaegan", {}, {"adversary_steps": 2, "beta": 0.7, "beta_warmup": 10, "feature_weight": 0.3, "prior": PRIOR}),
-    "vaegan: batch norm": ("vaegan", {"batch_norm": True}, {"divergence": "reverse_kl", "generator_divergence": "kl"}),
+    "vaegan: batch norm": (
+        "vaegan",
+        {"batch_norm": True},
+        {"divergence": "reverse_kl", "generator_divergence": "kl", "gradient_penalty": 0.7},
+    ),
 }
 
 
