@@ -23,6 +23,8 @@ BATCH, STEPS = 128, 1000  # of the classifier's training
 def classifier(key: Array, data: Dataset, steps: int = STEPS):
     """A small classifier of the training examples, x [B, *x] -> log probabilities [B, classes].
 
+    It sees intensities, as the means of p(x|z) are, where the methods see binary images drawn from them.
+
     Raises:
       UserError: the data set has no labels.
     """
@@ -43,7 +45,7 @@ def classifier(key: Array, data: Dataset, steps: int = STEPS):
         def step(carry, key):
             params, opt_state = carry
             which = jax.random.randint(stream(key, "batch"), (BATCH,), 0, len(stored))
-            x = to_pixels(stream(key, "pixels"), stored[which], data.binarize)
+            x = to_pixels(key, stored[which], "none" if data.binarize == "dynamic" else data.binarize)
             updates, opt_state = optimizer.update(jax.grad(loss)(params, x, labels[which]), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
