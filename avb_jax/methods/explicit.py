@@ -22,8 +22,6 @@ from avb_jax.models import images_of
 from avb_jax.streams import stream
 from avb_jax.types import Array, Players, PyTree, State
 
-NO_LATENTS = standard_normal(0)
-
 
 class Info(NamedTuple):
     """What a step is observed by, per example [B] and in nats."""
@@ -60,8 +58,8 @@ def explicit(
         likelihood=(likelihood, callable(likelihood), "a function of the model's output"),
         levels=(levels, levels is None or levels >= 2, "None, or at least 2"),
     )
-    optimizers = generator.for_each(optimizers)
-    networks = players.prepare(Players(None, model), optimizers, NO_LATENTS, ("decoder",))
+    optimizers, no_latents = generator.for_each(optimizers), standard_normal(0)
+    networks = players.prepare(Players(None, model), optimizers, no_latents, ("decoder",))
 
     def of_x(params: PyTree, collections: dict, count: int, train: bool) -> tuple:
         z = jnp.zeros((count, 0))
@@ -77,7 +75,7 @@ def explicit(
         return -jnp.mean(log_p), (log_p, after)
 
     def init(key: Array, x: Array) -> State:
-        return players.init(key, x, networks, optimizers, NO_LATENTS, 1, likelihood)
+        return players.init(key, x, networks, optimizers, no_latents, 1, likelihood)
 
     def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
         gradient, (log_p, after) = jax.grad(loss, has_aux=True)(

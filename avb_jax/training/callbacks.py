@@ -75,7 +75,10 @@ class Callback:
         """Further numbers that another callback has found."""
 
     def checkpoint(self, step: int, state: State) -> None:
-        """After each checkpoint and at the end; the State may be kept, and with several seeds has a leading axis of them."""
+        """At each checkpoint, before its State counts as saved, and at the end.
+
+        The State may be kept, and with several seeds has a leading axis of them.
+        """
 
     def close(self) -> None:
         """At the end, however it came."""

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -37,8 +38,11 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
 
 
-def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT) -> None:
+def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT, before: Callable[[], None] = lambda: None) -> None:
     """Writes the State of `step`, and then removes all but the latest `kept`; one that is there already stays.
+
+    What belongs to the step and is written elsewhere comes `before` the State counts: a run that is killed in between begins
+    again from an earlier one, and writes both anew.
 
     Raises:
       UserError: it cannot be written; what was there before stays.
@@ -56,7 +60,12 @@ def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT) -> Non
             ) from error
         if processes.first():
             (path / "about.json").write_text(json.dumps(_about(state, path / "state"), indent=1) + "\n")
-            path.rename(folder / str(step))
+            try:
+                before()
+            finally:
+                path.rename(folder / str(step))
+    elif processes.first():
+        before()
     if processes.first():
         remove(folder, steps(folder)[:-kept])
     processes.wait(f"{folder} {step}")
@@ -80,7 +89,8 @@ def keep(folder: pathlib.Path, step: int, to: pathlib.Path, found: dict[str, Any
     path = to / f"{step}{_UNFINISHED}"
     try:
         _sweep(to)
-        shutil.copytree(folder / str(step), path, copy_function=shared)
+        written = folder / f"{step}{_UNFINISHED}"  # where `save` is about to let it count
+        shutil.copytree(written if written.exists() else folder / str(step), path, copy_function=shared)
         (path / "found.json").write_text(json.dumps(found) + "\n")
         path.rename(to / str(step))
     except OSError as error:  # shutil.Error is one

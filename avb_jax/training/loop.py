@@ -162,18 +162,24 @@ def train(
                 running = None
                 if positions is not None and processes.first():
                     positions.save(step, position)
-                if folder is not None:
-                    checkpoints.save(folder, step, compiled.gather(state))
-                if due and step < steps:
-                    kept = jax.tree.map(jnp.copy, processes.own(compiled.gather(state)))  # the next block takes the original
-                    for callback in callbacks:
+                gathered = compiled.gather(state)
+
+                def look(step: int = step, due: bool = due, gathered: State = gathered) -> None:
+                    """What the callbacks make of a checkpoint, which is not one of a request to stop."""
+                    kept = jax.tree.map(jnp.copy, processes.own(gathered)) if due else None  # the next block takes the original
+                    for callback in callbacks if due else ():
                         callback.checkpoint(step, kept)
+
+                if folder is None:
+                    look()
+                else:
+                    checkpoints.save(folder, step, gathered, before=look)
                 clock = time.monotonic()
         state = processes.own(compiled.gather(state))
         if asked and step < steps:
             where = "" if folder is None else f", saved in {workdir}; the same command continues it"
             raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
-        for callback in callbacks:
+        for callback in callbacks if start >= steps else ():
             callback.checkpoint(step, state)
     return state
 
