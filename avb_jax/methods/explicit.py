@@ -89,7 +89,8 @@ def explicit(
         return of_x(state.params.decoder, state.collections.decoder, len(z), False)[0]
 
     def sample(key: Array, state: State, count: int) -> Array:
-        return images_of(key, decode(state, jnp.zeros((count, 0))))
+        x = images_of(key, decode(state, jnp.zeros((count, 0))))
+        return x if levels is None else jnp.minimum(jnp.floor(x * levels), levels - 1.0) / (levels - 1)
 
     def log_p(key: Array, state: State, x: Array) -> Array:
         return loss(state.params.decoder, state.collections.decoder, key, x, False)[1][0]

@@ -65,9 +65,10 @@ def killed(line, kills, within, seed=0):
 def left(folder):
     """What a run has left that has to be the same: digests of every array, lines, results."""
     states = {
-        path.parent.parent.name + path.parent.name: json.loads(path.read_text())["arrays"]
-        for path in folder.rglob("about.json")
+        path.relative_to(folder).as_posix(): json.loads(path.read_text())["arrays"] for path in folder.rglob("about.json")
     }
+    looked = "held_out" in (folder / "metrics.jsonl").read_text()
+    assert any(name.startswith("best/") for name in states) == looked
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("examples_per_second")

@@ -43,6 +43,9 @@ def test_dequantisation_bounds_whole_numbers():
     found = avb_jax.evaluate(method, state, x, [Exact(draws=200)], quiet=True)["log_likelihood", "exact"].mean
     entropy = -(0.5 * math.log(0.5) + 0.5 * math.log(0.25))
     assert -entropy - 0.4 < found < -entropy + 0.02
+    drawn = method.sample(jax.random.key(0), state, 400).reshape(-1, 2)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert np.mean(np.all(np.asarray(drawn) == 0, axis=1)) == pytest.approx(0.5, abs=0.15)
     # By hand, at one draw of the noise.
     key = jax.random.key(3)
     noise = jax.random.uniform(key, (4, 1, 2))

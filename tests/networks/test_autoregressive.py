@@ -9,6 +9,8 @@ import pytest
 
 from avb_jax import distributions, models, networks
 from avb_jax.models import Autoregressive
+from avb_jax.networks import onednn
+from avb_jax.networks.conv import conv
 
 KINDS = {"pixelcnn": networks.GatedPixelCNN, "row_lstm": networks.RowLSTM}
 SHAPES = [(5, 4), (4, 5, 3)]
@@ -67,6 +69,23 @@ def test_pixels_are_drawn_from_what_teacher_forcing_says_of_them(case):
     assert 0.05 < noise.std() < 0.2
     kept = net.apply(variables, jax.random.key(6), 2, features, lambda key, output: output[..., 0], method="draw")
     np.testing.assert_allclose(kept, net.apply(variables, kept, features)[..., 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("formulation", ["rows", "patches", "onednn"])
+@pytest.mark.parametrize(
+    ("kernel", "pads"), [((2, 3), ((1, 0), (1, 1))), ((1, 4), ((0, 0), (3, 0))), ((3, 1), ((0, 0), (0, 0)))]
+)
+def test_convolutions_that_look_one_way(formulation, kernel, pads):
+    """Each formulation, with any padding and a kernel that is no square, and its gradients, as XLA's own."""
+    if formulation == "onednn" and not onednn.available():
+        pytest.skip("oneDNN is not installed")
+    x, w = jax.random.normal(jax.random.key(0), (2, 6, 7, 3)), jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
+
+    def of(formulation):
+        f = lambda x, w: jnp.sum(jnp.sin(conv(x, w, formulation=formulation, pads=pads)))  # noqa: E731
+        return conv(x, w, formulation=formulation, pads=pads), *jax.grad(f, argnums=(0, 1))(x, w)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), of(formulation), of("lax"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
