@@ -320,6 +320,7 @@ def avb(
     )
     optimizers = generator.for_each(optimizers)
     networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields, learned=True)
+    contrast.base(prior)  # which refuses what does not fit z
     beta_at = warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
