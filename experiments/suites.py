@@ -59,7 +59,7 @@ METHODS = {
     "iwhvi": {"method": "iwhvi"},
     "aae": {"method": "aae"},
     # R1: without it they leave out one or two of the four points.
-    "bigan": {"method": "bigan", "network.minus_log_prior": False, "gradient_penalty": 1.0},
+    "bigan": {"method": "bigan", "network.minus_log_prior": False, "gradient_penalty": 2.0},
     "gan": {"method": "gan", "gradient_penalty": 1.0},
     "vaegan": {"method": "vaegan", "gradient_penalty": 0.1},
 }
