@@ -27,6 +27,7 @@ from avb_jax.evaluation import (
 )
 from avb_jax.evaluation.estimator import mean
 from avb_jax.evaluation.moments import Draws
+from avb_jax.evaluation.samples import draw_samples
 from avb_jax.figures import plots, save
 from avb_jax.method import prior_at
 from avb_jax.streams import stream
@@ -54,6 +55,7 @@ ROWS = {
     "kl_aggregated_posterior_quadrature": "KL(q(z), p(z)), grid",
     "reconstruction_rmse_pixels": "pixel error (RMS)",
     "sliced_wasserstein_pixels": "samples, SWD x 1,000",
+    "points_samples": "points that are sampled",
 }
 CODES = 2000  # per data point, in Figure 3
 REPEATS = 250  # reconstructions of each data point
@@ -80,6 +82,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
             PointDivergences(draws=total // len(points.train)),
             ReconstructionError(repeats=REPEATS),
             SampleDistance(count=min(total, SAMPLES), repeat=True),
+            SampledPoints(),
         ]
         report = avb_jax.evaluate(
             method,
@@ -142,6 +145,23 @@ class PointDivergences(Estimator):
             except UserError as error:
                 subject.note(f"{ROWS['kl_aggregated_posterior_quadrature']} is left out: {error}")
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledPoints(Estimator):
+    """How many of the data points the samples come near to: a generator without a likelihood may leave some out.
+
+    A sample is near a point at a squared distance below 0.25, and 5% of the samples have to be.
+    """
+
+    name: ClassVar[str] = "samples"
+    requires: ClassVar[tuple[str, ...]] = ("sample",)
+
+    def run(self, subject) -> dict[tuple[str, str], Number]:
+        points = np.asarray(subject.x()).reshape(len(subject.x()), -1)
+        drawn = draw_samples(subject.key, subject.method, subject.state, SAMPLES).reshape(SAMPLES, -1)
+        near = np.sum((drawn[:, None] - points) ** 2, axis=-1) < 0.25
+        return {("points", self.name): Number(float(np.sum(near.mean(axis=0) >= 0.05)))}
 
 
 def numbers(report: Report) -> dict[str, dict]:

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 import avb_jax
-from avb_jax import Posterior, build, data, distributions
+from avb_jax import Method, Posterior, State, build, data, distributions
 from experiments import celeba, launch, mnist, synthetic
 from experiments.configs import celeba as celeba_config
 from experiments.configs import mnist as mnist_config
@@ -112,3 +112,20 @@ def test_the_faces_recipe(reported):
     assert found["reconstruction_rmse_pixels"] == pytest.approx(rmse(images), rel=1e-4)
     assert found["ms_ssim_samples"] == pytest.approx(1.0, abs=1e-4)  # all samples are one
     assert found["sliced_wasserstein_16"] > 100
+
+
+@pytest.mark.parametrize(("shares", "expected"), [((0.25, 0.25, 0.25, 0.25), 4), ((0.5, 0.47, 0.03, 0.0), 2)])
+def test_points_that_a_generator_leaves_out(shares, expected):
+    """Those with 5% of the samples near them; samples that are near none count for none."""
+    points = data.load("four_points")
+
+    def sample(key, state, count):
+        del state
+        which = jax.random.choice(key, 4, (count,), p=jnp.array(shares))
+        near = jnp.eye(4)[which] * jnp.where(jnp.arange(count) % 2 == 0, 0.9, 0.3)[:, None]
+        return near.reshape(count, 2, 2)
+
+    method = Method("given", None, None, sample)
+    estimators = [synthetic.SampledPoints()]
+    report = avb_jax.evaluate(method, State(jnp.zeros(()), None, None, None), points, estimators, quiet=True)
+    assert report["points", "samples"].mean == expected
