@@ -137,7 +137,7 @@ SUITES = {
             "reconstruction_rmse_pixels": "pixel error (RMS)",
             "kl_aggregated_posterior": "KL(q(z), p(z)), k-NN",
             "sliced_wasserstein_pixels": "samples: SWD x 1,000",
-            "points_samples": "points sampled, of 4",
+            "points_generated": "points sampled, of 4",
         },
     ),
     "digits": Suite(

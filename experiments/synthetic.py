@@ -55,7 +55,7 @@ ROWS = {
     "kl_aggregated_posterior_quadrature": "KL(q(z), p(z)), grid",
     "reconstruction_rmse_pixels": "pixel error (RMS)",
     "sliced_wasserstein_pixels": "samples, SWD x 1,000",
-    "points_samples": "points that are sampled",
+    "points_generated": "points that are sampled",
 }
 CODES = 2000  # per data point, in Figure 3
 REPEATS = 250  # reconstructions of each data point
@@ -154,7 +154,7 @@ class SampledPoints(Estimator):
     A sample is near a point at a squared distance below 0.25, and 5% of the samples have to be.
     """
 
-    name: ClassVar[str] = "samples"
+    name: ClassVar[str] = "generated"
     requires: ClassVar[tuple[str, ...]] = ("sample",)
 
     def run(self, subject) -> dict[tuple[str, str], Number]:

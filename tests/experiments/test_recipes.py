@@ -128,4 +128,4 @@ def test_points_that_a_generator_leaves_out(shares, expected):
     method = Method("given", None, None, sample)
     estimators = [synthetic.SampledPoints()]
     report = avb_jax.evaluate(method, State(jnp.zeros(()), None, None, None), points, estimators, quiet=True)
-    assert report["points", "samples"].mean == expected
+    assert report["points", "generated"].mean == expected
