@@ -2,7 +2,7 @@
 
 Draws from p(z | condition), proportional to p(z) exp(log_condition(p(x|z))), by Hamiltonian Monte Carlo over any method with a
 decoder: the condition may be a classifier's log probability of a class, a known part of the image, or any score. Nothing is
-trained. With one leapfrog step a transition is MALA, the sampler of the paper.
+trained. With one leapfrog step a transition is MALA, of which the paper's sampler is an approximation.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution, Independent
 from avb_jax.evaluation.proposal import lacks_all_vectors
 from avb_jax.method import Method, prior_at
 from avb_jax.methods.settings import at_least, check_settings
+from avb_jax.models import has_mean
 from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 
@@ -74,10 +75,6 @@ def sample(
         raise UserError(f"method={method.name!r}: has no codes to draw; take one with a decoder of latents")
     if lacking := lacks_all_vectors(method.prior):
         raise UserError(f"method={method.name!r}: {lacking.partition(';')[0]}")
-    return _sample(key, method, state, log_condition, count, steps, leapfrog_steps, starts, acceptance)
-
-
-def _sample(key, method, state, log_condition, count, steps, leapfrog_steps, starts, target) -> Conditional:
     from blackjax.mcmc import hmc  # which starts JAX's backend where it is imported
 
     prior, kernel = prior_at(method, state), hmc.build_kernel()
@@ -100,7 +97,7 @@ def _sample(key, method, state, log_condition, count, steps, leapfrog_steps, sta
             kernel_key, jitter_key = jax.random.split(key)
             size = jnp.exp(log_step) * jax.random.uniform(jitter_key, minval=1.0 - JITTER, maxval=1.0 + JITTER)
             chain_state, info = kernel(kernel_key, chain_state, log_density, size, variance, leapfrog_steps)
-            log_step += rate * (info.acceptance_rate - target)
+            log_step += rate * (info.acceptance_rate - acceptance)
             return (chain_state, log_step), info.acceptance_rate
 
         number = jnp.arange(1, steps + 1)
@@ -134,5 +131,15 @@ def known(x: Array, mask: Array) -> Callable[[Distribution], Array]:
 
 
 def of_class(log_probabilities: Callable[[Array], Array], label: int | Array) -> Callable[[Distribution], Array]:
-    """The condition that a classifier, x [1, *x] -> log probabilities [1, classes], sees a class in the mean of p(x|z)."""
-    return lambda of_x: log_probabilities(of_x.mean)[0, label]
+    """The condition that a classifier, x [1, *x] -> log probabilities [1, classes], sees a class in the mean of p(x|z).
+
+    Raises:
+      UserError: where it is called, a p(x|z) without a mean in closed form.
+    """
+
+    def log_condition(of_x: Distribution) -> Array:
+        if not has_mean(of_x):
+            raise UserError(f"of_class: {type(of_x).__name__} has no mean to show to a classifier; take independent pixels")
+        return log_probabilities(of_x.mean)[0, label]
+
+    return log_condition

@@ -131,7 +131,7 @@ class FullCovariance:
         """As r is once standardised."""
         if self.moment_draws <= (dim := prior.event_shape[0]):
             raise UserError(f"moment_draws={self.moment_draws}: must be more than z's {dim} dimensions, for a covariance")
-        return standard_normal(prior.event_shape[0])
+        return standard_normal(dim)
 
     def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
         """The encoder's draws, standardised, next to N(0, I)."""

@@ -186,17 +186,14 @@ def restore(workdir: pathlib.Path, name: str, like: State, step: int | str | Non
     Raises:
       UserError: there is none, or none that is undamaged and of this method.
     """
+    if isinstance(step, str) and step != "best":
+        raise UserError(f"step={step!r}: must be a whole number, 'best' or None")
     best = step == "best"
     folder = workdir / ("best" if best else "checkpoints") / name
     if not checkpoints.steps(folder):
-        raise UserError(
-            f"workdir={workdir}: no {'best ' * best}checkpoint of {name} in {folder}; "
-            + (
-                "held-out examples, and a method with a bound on log p(x), make one at each checkpoint"
-                if best
-                else "train it until it has written one"
-            )
-        )
-    if isinstance(step, str) and not best:
-        raise UserError(f"step={step!r}: must be a whole number, 'best' or None")
+        which, remedy = "checkpoint", "train it until it has written one"
+        if best:
+            which = "best checkpoint"
+            remedy = "held-out examples, and a method with a bound on log p(x), make one at each checkpoint"
+        raise UserError(f"workdir={workdir}: no {which} of {name} in {folder}; {remedy}")
     return checkpoints.restore(folder, like, None if best else step)

@@ -93,6 +93,11 @@ class Flow(_Model):
         return self.network.apply(self.variables, u, method="inverse")
 
 
+def has_mean(of_x: dist.Distribution) -> bool:
+    """Whether a p(x|z) has means in closed form, which models of x do not."""
+    return not isinstance(base_distribution(of_x), _Model)
+
+
 def images_of(key: Array, of_x: dist.Distribution) -> Array:
     """What p(x|z) looks like: its means [B, *x], or draws where these have no closed form."""
-    return of_x.sample(key) if isinstance(base_distribution(of_x), _Model) else of_x.mean
+    return of_x.mean if has_mean(of_x) else of_x.sample(key)

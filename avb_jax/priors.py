@@ -54,7 +54,7 @@ class AtParams(dist.Distribution):
         return z.reshape(*sample_shape, *self.event_shape)
 
     def _encode(self, x: Array) -> Posterior:
-        noise = jnp.zeros((len(x), self.network.latent_dim))  # of which moments take nothing
+        noise = jnp.zeros((len(x), self.network.latent_dim))  # of which a Gaussian's moments take nothing
         params, collections = self.of_encoder
         out, _ = call(self.encoder, params, collections, x, noise, train=False)
         return out if isinstance(out, Posterior) else Posterior(out)

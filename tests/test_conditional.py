@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import avb_jax
-from avb_jax import UserError, conditional, distributions
+from avb_jax import UserError, conditional, distributions, models, networks
 from avb_jax.data import from_arrays
 from avb_jax.figures import conditional as figures
 from avb_jax.method import Method
@@ -89,6 +89,10 @@ def test_slips_are_named():
     whole = lambda output: avb_jax.distributions.dist.MultivariateNormal(output[..., 0], jnp.eye(4))  # noqa: E731
     with pytest.raises(UserError, match="pixels of MultivariateNormal are not independent given z"):
         conditional.sample(jax.random.key(0), linear(whole), None, condition)
+    net = networks.GatedPixelCNN((2, 2), 1, channels=2, layers=1, kernel_size=3)
+    of_pixels = models.Autoregressive(net, distributions.bernoulli, jnp.zeros((1, 2, 2, 0)), {})
+    with pytest.raises(UserError, match="of_class: Autoregressive has no mean to show to a classifier"):
+        conditional.of_class(lambda x: x, 0)(of_pixels)
 
 
 @pytest.fixture

@@ -172,3 +172,8 @@ def test_slips_are_named(images):
     state = method.init(jax.random.key(0), images)
     with pytest.raises(UserError, match="a Vamp prior needs an encoder that gives q's moments"):
         method.train_step(jax.random.key(1), state, images)
+    vamp, trunk = priors.Learned(networks.VampPrior(3, (6, 6), 4)), networks.MLP((4,), input_rank=2)
+    options = {"likelihood": distributions.bernoulli, "optimizers": optax.adam(1e-3), "noise_dim": 3, "prior": vamp}
+    method = avb_jax.vae(networks.FullCovarianceEncoder(trunk, 3), small.decoder, **options)
+    with pytest.raises(UserError, match=r"and is Gaussian, such as networks\.GaussianEncoder"):
+        method.train_step(jax.random.key(1), method.init(jax.random.key(0), images), images)

@@ -43,7 +43,7 @@ def generative_loss(
     generator_divergence: Callable = divergences.generate_non_saturating,
     beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
-    """Each side's E f(other side / own side), by T; E softplus(T(x, enc(x))) + E softplus(-T(dec(z), z)) by default.
+    """Each side's objective at its own pairs, by T; E softplus(T(x, enc(x))) + E softplus(-T(dec(z), z)) by default.
 
     Returns:
       The sum of the two, and a `Generative` without terms and with `compared` (z [1, B, Z] of the data, x [B, ...] of the

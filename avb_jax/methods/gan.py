@@ -43,7 +43,7 @@ def generative_loss(
     generator_divergence: Callable = divergences.generate_non_saturating,
     beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
-    """The decoder's: E f(data / model) at dec(z), z ~ p(z), by T; non-saturating by default, E softplus(-T(dec(z))).
+    """The decoder's objective at dec(z), z ~ p(z), by T; non-saturating by default, E softplus(-T(dec(z))).
 
     Returns:
       The loss, and a `Generative` without terms and with `compared` the generated images [1, B, ...].

@@ -4,7 +4,7 @@
 Kalchbrenner & Kavukcuoglu 2016, "Pixel recurrent neural networks") are one interface: teacher forcing of whole images in
 `__call__`, and `draw`, which makes images pixel by pixel in one compiled loop and computes nothing twice. Both may look at
 features [B, H, W, F] of something else at every pixel, such as a code z (`ModelDecoder`); the colours of a pixel are
-independent of each other given the pixels before it. `distributions.autoregressive` makes a likelihood of either.
+independent of each other given the pixels before it. `models.autoregressive` makes a likelihood of either.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,7 @@ class GatedPixelCNN(nn.Module):
     kernel_size: int = 7  # of the first layer; 3 of the others
 
     def setup(self):
-        first, rest = _colours(self.x_shape) + 1, [self.channels] * (self.layers - 1)
-        into, double = [first, *rest], 2 * self.channels
+        into, double = _inputs_of(self), 2 * self.channels
         reach = [self._reach(i) + (i > 0) for i in range(self.layers)]
         width = [2 * self._reach(i) + 1 for i in range(self.layers)]
         self.above = [_Kernel((r, w, c, double)) for r, w, c in zip(reach, width, into, strict=True)]
@@ -42,8 +41,7 @@ class GatedPixelCNN(nn.Module):
         self.across = [nn.Dense(double) for _ in into]
         self.out = [nn.Dense(self.channels) for _ in into]
         self.condition = [nn.Dense(2 * double, use_bias=False) for _ in into]
-        self.hidden = nn.Dense(2 * self.channels)
-        self.head = nn.Dense(_colours(self.x_shape) * self.parameters, kernel_init=nn.initializers.zeros)
+        self.head = _Head(self.x_shape, self.parameters, 2 * self.channels)
 
     def __call__(self, x: Array, features: Array | None = None) -> Array:
         features = _or_none(features)
@@ -55,15 +53,14 @@ class GatedPixelCNN(nn.Module):
             before = self.above[i](past_v, ((reach, 0), (reach, reach))) + of_v
             v = _gate(before)
             h = self._along(i, self.along[i](past_h, ((0, 0), (reach, 0))), before, of_h, h)
-        return self._output(h)
+        return self.head(h)
 
     def draw(self, key: Array, count: int, features: Array | None, draw: Draw) -> Array:
         """Images [count, *x], pixel by pixel; `draw` makes a pixel of its output.
 
         The stack of the rows above is computed row by row, that along a row pixel by pixel; what later ones need of it is kept.
         """
-        (height, width), colours, features = self.x_shape[:2], _colours(self.x_shape), _or_none(features)
-        into = [colours + 1, *[self.channels] * (self.layers - 1)]
+        (height, width), into, features = self.x_shape[:2], _inputs_of(self), _or_none(features)
         above = [jnp.zeros((count, self._reach(i), width, into[i])) for i in range(self.layers)]
         empty = [jnp.zeros((count, 1, self._reach(i), into[i])) for i in range(self.layers)]
 
@@ -86,7 +83,7 @@ class GatedPixelCNN(nn.Module):
                     seen = left[i] if i == 0 else jnp.concatenate([left[i], h], axis=2)
                     h = self._along(i, self.along[i](seen, ((0, 0), (0, 0))), before[:, None], of_h[:, None], h)
                     after.append(seen[:, :, 1:])
-                value = draw(key, self._output(h))
+                value = draw(key, self.head(h))
                 after[0] = jnp.concatenate([after[0], _inputs(value, self.x_shape)], axis=2)
                 return after, value
 
@@ -111,10 +108,6 @@ class GatedPixelCNN(nn.Module):
         new = self.out[i](_gate(of_row + self.across[i](before) + of_h))
         return new if i == 0 else h + new
 
-    def _output(self, h: Array) -> Array:
-        out = self.head(nn.relu(self.hidden(nn.relu(h))))
-        return out.reshape(*h.shape[:3], *self.x_shape[2:], self.parameters)
-
 
 class RowLSTM(nn.Module):
     """Row LSTM: states go down from row to row, and see the three pixels above; along a row there are masked convolutions.
@@ -126,15 +119,14 @@ class RowLSTM(nn.Module):
     parameters: int = 1
     channels: int = 32
     layers: int = 2
-    kernel_size: int = 3  # columns to the left that a layer sees
+    kernel_size: int = 3  # columns that a layer sees along its row, its own among them but in the first
 
     def setup(self):
-        into = [_colours(self.x_shape) + 1, *[self.channels] * (self.layers - 1)]
+        into = _inputs_of(self)
         self.along = [_Kernel((1, self.kernel_size, c, 4 * self.channels)) for c in into]
         self.down = [_Kernel((1, 3, self.channels, 4 * self.channels)) for _ in into]
         self.condition = [nn.Dense(4 * self.channels, use_bias=False) for _ in into]
-        self.hidden = nn.Dense(2 * self.channels)
-        self.head = nn.Dense(_colours(self.x_shape) * self.parameters, kernel_init=nn.initializers.zeros)
+        self.head = _Head(self.x_shape, self.parameters, 2 * self.channels)
 
     def __call__(self, x: Array, features: Array | None = None) -> Array:
         features = _or_none(features)
@@ -153,13 +145,12 @@ class RowLSTM(nn.Module):
             _, new = jax.lax.scan(row, (zero, zero), jnp.moveaxis(of_row, 1, 0))
             new = jnp.moveaxis(new, 0, 1)
             h = new if i == 0 else h + new
-        return self._output(h)
+        return self.head(h)
 
     def draw(self, key: Array, count: int, features: Array | None, draw: Draw) -> Array:
         """As `GatedPixelCNN.draw`."""
-        (height, width), colours, features = self.x_shape[:2], _colours(self.x_shape), _or_none(features)
+        (height, width), into, features = self.x_shape[:2], _inputs_of(self), _or_none(features)
         zero = jnp.zeros((count, width, self.channels))
-        into = [colours + 1, *[self.channels] * (self.layers - 1)]
         empty = [jnp.zeros((count, 1, self.kernel_size - (i > 0), into[i])) for i in range(self.layers)]
 
         def row(states: list, given: tuple) -> tuple[list, Array]:
@@ -180,7 +171,7 @@ class RowLSTM(nn.Module):
                     h = new if i == 0 else h + new
                     after.append(seen[:, :, 1:])
                     states.append(state)
-                value = draw(key, self._output(h))
+                value = draw(key, self.head(h))
                 after[0] = jnp.concatenate([after[0], _inputs(value, self.x_shape)], axis=2)
                 return after, (value, states)
 
@@ -197,8 +188,18 @@ class RowLSTM(nn.Module):
     def _down(self, i: int, h: Array) -> Array:
         return self.down[i](h[:, None], ((0, 0), (1, 1)))[:, 0]
 
-    def _output(self, h: Array) -> Array:
-        out = self.head(nn.relu(self.hidden(nn.relu(h))))
+
+class _Head(nn.Module):
+    """What a pixel's distribution is made of, from its features [B, H, W, F]: [B, H, W, (C,) parameters]; it starts at 0."""
+
+    x_shape: Sequence[int]
+    parameters: int
+    width: int
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        h = nn.relu(nn.Dense(self.width)(nn.relu(h)))
+        out = nn.Dense(_colours(self.x_shape) * self.parameters, kernel_init=nn.initializers.zeros)(h)
         return out.reshape(*h.shape[:3], *self.x_shape[2:], self.parameters)
 
 
@@ -220,6 +221,11 @@ def _or_none(features: Array | None) -> Array | None:
 
 def _colours(x_shape: Sequence[int]) -> int:
     return x_shape[2] if len(x_shape) == 3 else 1
+
+
+def _inputs_of(network: nn.Module) -> list[int]:
+    """Channels that each layer reads."""
+    return [_colours(network.x_shape) + 1, *[network.channels] * (network.layers - 1)]
 
 
 def _inputs(x: Array, x_shape: Sequence[int]) -> Array:

@@ -66,10 +66,10 @@ class FlowPrior(nn.Module):
 class VampPrior(nn.Module):
     """VampPrior (Tomczak & Welling 2018): a mixture of q(z|u_k) at inputs u_k [K, *x] in [0, 1] that are learned.
 
-    Of encoders that give q's moments, Gaussian or nearly so; gradients flow into the encoder as well.
+    Of Gaussian encoders, whose noise has z's dimensions; gradients flow into the encoder as well.
 
     Raises:
-      UserError: the encoder gives no moments.
+      UserError: the encoder gives no moments, or is not Gaussian.
     """
 
     latent_dim: int
@@ -96,6 +96,8 @@ class VampPrior(nn.Module):
         if self.is_initializing():
             return jnp.zeros((self.components, self.latent_dim)), jnp.ones((self.components, self.latent_dim))
         posterior = encode(nn.sigmoid(self.logits))
-        if posterior.mean is None or posterior.std is None:
-            raise UserError("prior: a Vamp prior needs an encoder that gives q's moments, such as networks.GaussianEncoder")
+        if not posterior.gaussian:
+            raise UserError(
+                "prior: a Vamp prior needs an encoder that gives q's moments and is Gaussian, such as networks.GaussianEncoder"
+            )
         return posterior.mean, posterior.std

@@ -17,7 +17,7 @@ class Conditioned(NamedTuple):
 
 
 class ModelDecoder(nn.Module):
-    """z [B, Z] -> a `Conditioned`, of which `distributions.autoregressive` or `distributions.flow` makes p(x|z).
+    """z [B, Z] -> a `Conditioned`, of which `models.autoregressive` or `models.flow` makes p(x|z).
 
     Of no latents, Z = 0, the model of x stands by itself (`avb_jax.explicit`), and the trunk is not called.
     """

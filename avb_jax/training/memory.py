@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-# What writes its result to memory. Everything else can become part of what reads it.
-_WRITTEN = {"dot_general", "conv_general_dilated", "ffi_call", "scan", "while", "cond", "sort", "concatenate", "gather"}
+# What writes its result to memory, or comes to a loop that does. Everything else can become part of what reads it.
+_WRITTEN = {"dot_general", "conv_general_dilated", "ffi_call", "scan", "while", "sort"}
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
@@ -20,19 +20,16 @@ def needed(program: Jaxpr) -> int:
     """
     last = {var: i for i, equation in enumerate(program.eqns) for var in _variables(equation.invars)}
     last |= dict.fromkeys(_variables(program.outvars), len(program.eqns))
-    arguments = {var: _bytes(var) for var in (*program.invars, *program.constvars)}
     written: dict = {}
-    now = peak = sum(arguments.values())
+    now = peak = _arguments(program)
     for i, equation in enumerate(program.eqns):
-        inner = _devices(equation) * max(map(needed, _inner(equation)), default=0)
-        read = set(_variables(equation.invars))
-        peak = max(peak, now - sum(arguments.get(var, written.get(var, 0)) for var in read) + inner)
-        if equation.primitive.name in _WRITTEN or inner:
+        peak = max(peak, now + _devices(equation) * max((needed(one) - _arguments(one) for one in _inner(equation)), default=0))
+        if _writes(equation):
             new = {var: _bytes(var) for var in equation.outvars if var in last}
             written |= new
             now += sum(new.values())
         peak = max(peak, now)
-        now -= sum(written.pop(var, 0) for var in read if last[var] == i)
+        now -= sum(written.pop(var, 0) for var in set(_variables(equation.invars)) if last[var] == i)
     return peak
 
 
@@ -49,6 +46,15 @@ def available(devices: list) -> int | None:
     except (OSError, ValueError):
         return None
     return min(here, int(limit) if limit.isdecimal() else here) * jax.process_count()
+
+
+def _writes(equation: JaxprEqn) -> bool:
+    return equation.primitive.name in _WRITTEN or any(_writes(one) for inner in _inner(equation) for one in inner.eqns)
+
+
+def _arguments(program: Jaxpr) -> int:
+    """Bytes of what a program is given; of an inner one, these are counted where they come from."""
+    return sum(_bytes(var) for var in (*program.invars, *program.constvars))
 
 
 def _inner(equation: JaxprEqn) -> list[Jaxpr]:

@@ -10,7 +10,7 @@ import pytest
 import avb_jax
 from avb_jax import UserError, data
 from avb_jax.evaluation.held_out import HeldOut
-from avb_jax.training import callbacks
+from avb_jax.training import callbacks, checkpoints
 from avb_jax.training.callbacks import Callback, JSONLines, Profile, Progress, ProgressBar, Run, TensorBoard
 from avb_jax.training.loop import beyond_reason, check_finite, initial_state, train
 from tests.conftest import small_method
@@ -225,6 +225,22 @@ def test_held_out_checks_are_on_held_out_images(tmp_path):
         found += [line["held_out_log_likelihood"] for line in held_out_lines(tmp_path / str(i)).values()]
     on_white, on_black = found
     assert on_white > on_black + 10
+
+
+def test_what_belongs_to_a_state_is_written_before_it_counts(dataset, tmp_path):
+    """So that a run that is killed in between writes both anew; also where a callback fails, the State is saved."""
+    seen = []
+
+    class Look(Callback):
+        def checkpoint(self, step, state):
+            seen.append((step, checkpoints.steps(tmp_path / "checkpoints" / "vae")))
+            if step == 8:
+                raise OSError("a full disk, for one")
+
+    with pytest.raises(OSError, match="a full disk"):
+        train(small_method("vae"), dataset, steps=12, workdir=tmp_path, callbacks=[Look()], **OPTIONS)
+    assert seen == [(4, []), (8, [4])]
+    assert checkpoints.steps(tmp_path / "checkpoints" / "vae") == [4, 8]
 
 
 def test_what_is_not_finite_is_named():

@@ -38,6 +38,8 @@ def test_inner_programs():
 
     xs = jnp.ones((5, 8, 8))
     assert needed(lambda a, xs: jax.lax.scan(body, a, xs), MATRIX, xs) >= 256 + 2 * 5 * 256
+    # A compiled function within is part of what reads it: no more than the product that it is of.
+    assert needed(lambda a: jax.jit(jnp.tanh)(a @ a) @ a, MATRIX) == 2 * 256
     assert needed(lambda a: jax.jit(lambda a: jnp.tanh(a @ a) @ a)(a), MATRIX) == needed(lambda a: jnp.tanh(a @ a) @ a, MATRIX)
 
 
