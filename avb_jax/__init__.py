@@ -43,6 +43,7 @@ from avb_jax.types import (  # noqa: E402
     Terms,
     UserError,
 )
+from avb_jax.version import __version__  # noqa: E402
 
 __all__ = [
     "AdversaryOutput",
@@ -58,6 +59,7 @@ __all__ = [
     "State",
     "Terms",
     "UserError",
+    "__version__",
     "aae",
     "avb",
     "bigan",

@@ -15,20 +15,20 @@ from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.method import Method
 from avb_jax.training import checkpoints
 from avb_jax.training import workdir as workdir_of
-from avb_jax.training.callbacks import Callback, JSONLines, ProgressBar, TensorBoard
+from avb_jax.training.callbacks import Callback, ProgressBar, keepers
 from avb_jax.training.loop import as_data, initial_state, train
 from avb_jax.types import Diverged, State, UserError
 
 
 def default_callbacks(held_out: int = 32, quiet: bool = False) -> list[Callback]:
-    """What `fit` does by default: numbers to `metrics.jsonl` and TensorBoard, progress, and a look at held-out examples.
+    """What `fit` does by default: it keeps numbers (`training.callbacks.keepers`), shows progress, looks at held-out examples.
 
     Args:
       held_out: examples on which, at each checkpoint, the ELBO under T is compared with a bound on log p(x) that does not use
         T, with a warning where they contradict each other (`evaluation.held_out`).
       quiet: no progress on the terminal; warnings are reported.
     """
-    return [JSONLines(), TensorBoard(), *([] if quiet else [ProgressBar()]), HeldOut(held_out, quiet)]
+    return [*keepers(), *([] if quiet else [ProgressBar()]), HeldOut(held_out, quiet)]
 
 
 def fit(

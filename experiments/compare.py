@@ -178,12 +178,12 @@ def _cell(number: dict, signed: bool = False) -> str:
 
 def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | list[np.ndarray]]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [N, 2] by data point or class."""
-    found = {"samples": grids.tile(*named.grid("samples", method, state, data))}
+    found = {"samples": grids.tile(*named.grid("samples", method, state, data)[:2])}
     if method.encode is None:
         return found
-    found["reconstructions"] = grids.tile(*named.grid("reconstructions", method, state, data))
+    found["reconstructions"] = grids.tile(*named.grid("reconstructions", method, state, data)[:2])
     if method.prior.event_shape[0] == 2:
-        found["latent plane"] = grids.tile(*named.grid("latent_plane", method, state, data))
+        found["latent plane"] = grids.tile(*named.grid("latent_plane", method, state, data)[:2])
         few = len(data.test) <= len(plots.COLOURS)
         test = data.test if few else data.test[:EXAMPLES_SHOWN]
         key, x = stream(jax.random.key(0), "panels"), data.prepare(stream(jax.random.key(0), "pixels"), test)

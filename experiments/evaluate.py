@@ -57,6 +57,7 @@ LABELS = {
     "kl_aggregated_posterior_knn_gaussian": "KL(q(z), p(z)), k-NN about a Gaussian",
     "mutual_information_knn": "I(x; z)",
     "active_units_moments": "active units",
+    "accuracy_linear_probe": "accuracy of a linear classifier of codes",
     "posterior_variance_moments": "  variance of q(z|x), mean over latents",
 }
 
@@ -122,6 +123,7 @@ def estimators(options: ml_collections.ConfigDict) -> dict[str, Estimator]:
         "optimality": evaluation.Optimality,
         "knn": evaluation.KNN,
         "moments": evaluation.Moments,
+        "linear_probe": evaluation.LinearProbe,
         "quadrature": evaluation.Quadrature,
         "importance": evaluation.ImportanceSampling,
         "bdmc": evaluation.BDMC,

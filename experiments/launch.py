@@ -3,10 +3,16 @@
 import contextlib
 import errno
 import functools
+import importlib
+import inspect
+import itertools
 import os
 import pathlib
 import platform
+import shutil
 import sys
+import textwrap
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -22,6 +28,7 @@ from avb_jax.fitting import restore
 from avb_jax.training import checkpoints, workdir
 from avb_jax.training.callbacks import Profile, Run
 from avb_jax.training.loop import initial_state
+from experiments.configs import fields
 
 # What a semi-implicit encoder's own bounds are called.
 OF_Q = {
@@ -36,6 +43,9 @@ FILES = [
     *(errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS),
 ]
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as gone
+FLAGS = ("workdir", "distributed", "coordinator", "num_processes", "process_id")
+READERS = ("evaluate", "sample", "encode", "report")  # commands about a run that is there
+HELP = {"help", "h", "helpshort", "helpfull"}
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
@@ -50,19 +60,47 @@ def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) ->
         default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
         explained = "FILE[:variant]; --config.field=value changes a field."
         config_flags.DEFINE_config_file("config", default, explained, values, sys_argv=argv)
-        flags.DEFINE_string("workdir", None, f"The run's directory; runs/{name}[-variant] by default.", values)
+        flags.DEFINE_string("workdir", None, workdir_help(name), values)
         flags.DEFINE_enum("distributed", "off", ["off", "auto"], "auto: this process is one of several.", values)
         flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where no cluster says it.", values)
         flags.DEFINE_integer("num_processes", None, "How many there are, where no cluster says it.", flag_values=values)
         flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster says it.", flag_values=values)
-        arguments = values(config_first(argv))
+        arguments = values([argument for argument in config_first(argv) if argument.lstrip("-") not in HELP])
         path = config_flags.get_config_filename(values["config"]).partition(".py:")[0].removesuffix(".py")
         if not pathlib.Path(f"{path}.py").is_file():
             _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
+        if HELP & {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}:
+            print(help_text(name, values))
+            sys.exit(0)
         values.config.lock()  # a config that failed to load says so when it is first used
         return arguments
     except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _fail(_one_line(error))
+
+
+def help_text(name: str, values: flags.FlagValues) -> str:
+    """What `--help` prints: what the command does, its flags, its configs, and every field with its value and a sentence."""
+    about, module = (importlib.import_module(f"experiments.{where}{name}") for where in ("", "configs."))
+    own = [flag for flag in ("config", *FLAGS) if flag in values]
+    lines = [about.__doc__.strip(), "", "flags:"]
+    lines += [f"  --{flag:18}{values[flag].help}" for flag in own]
+    lines += ["", "configs:", *(f"  {line}".rstrip() for line in inspect.getdoc(module).splitlines()), ""]
+    lines += [f"fields of this config, with their values: --config.{'FIELD=VALUE'} changes one"]
+    texts, values_of = fields.texts(getattr(module, "FIELDS", None)), dict(flat(values.config))
+    width = 2 + max(len(f"{field}={value}") for field, value in values_of.items() if len(str(value)) < 30)
+    for field, value in values_of.items():
+        line = f"  {f'{field}={value}':{width}}{texts.get(field, '')}"
+        lines += textwrap.wrap(line, max(100, shutil.get_terminal_size().columns), subsequent_indent=" " * (width + 2))
+    return "\n".join(lines)
+
+
+def flat(config: ml_collections.ConfigDict, prefix: str = ""):
+    """The fields of a config with dots in their names, and their values."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
@@ -77,9 +115,45 @@ def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues =
     elif values.coordinator is not None:
         _fail(f"--coordinator={values.coordinator}: is for --distributed=auto")
     variant = config_flags.get_config_filename(values["config"]).partition(".py:")[2]
-    folder = values.workdir or "-".join(part for part in (f"runs/{name}", variant) if part)
     with errors_in_one_line():
-        main(values.config, pathlib.Path(folder))
+        folder = folder_of(name, variant, values.workdir)
+        go_on = "" if values.workdir else f"; --workdir={folder} goes on with it"
+        with errors_in_one_line(go_on):
+            main(values.config, folder)
+
+
+def workdir_help(name: str) -> str:
+    """What `--workdir` is, for a command."""
+    if name in READERS:
+        return "The run's directory; last: the latest of runs/."
+    return (
+        f"The run's directory, where there is one to go on with; runs/{name}[-variant]-DATE-TIME by default; last: the latest."
+    )
+
+
+def folder_of(name: str, variant: str, given: str | None) -> pathlib.Path:
+    """The run's directory: as given; the `last` one; or by default a new one.
+
+    Raises:
+      UserError: there is none yet, or none was given where there has to be one.
+    """
+    stem = "-".join(part for part in (name, variant) if part)
+    if given == "last":
+        found = pathlib.Path("runs").glob("*/config.json" if name in READERS else f"{stem}-[0-9]*/config.json")
+        if latest := max(found, key=lambda path: path.stat().st_mtime, default=None):
+            print(f"--workdir={latest.parent}", file=sys.stderr)
+            return latest.parent
+        raise UserError(
+            f"--workdir=last: no run{'' if name in READERS else f' of {stem}'} in {pathlib.Path('runs').absolute()}"
+        )
+    if given:
+        return pathlib.Path(given)
+    if name in READERS:
+        raise UserError("--workdir: give the run's directory, or last")
+    if processes.several():
+        raise UserError("--workdir: give one, which all processes share")
+    folder = pathlib.Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for i in itertools.count() if not (path := folder.with_name(f"{folder.name}{f'-{i}' * (i > 0)}")).exists())
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -121,8 +195,11 @@ def keep_programs() -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line():
-    """A `UserError`, or a file that is not to be had, ends the program with one line and status 2; an interruption with 130."""
+def errors_in_one_line(go_on: str = ""):
+    """A `UserError`, or a file that is not to be had, ends the program with one line and status 2; an interruption with 130.
+
+    After an interruption it says how to `go_on`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warning_in_one_line
@@ -141,7 +218,7 @@ def errors_in_one_line():
         sys.stderr.flush()
         os._exit(1)  # there is nobody to take leave of
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\n{str(error) or 'interrupted; the same command continues from what is saved'}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted; what is saved stays'}{go_on}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)  # threads of JAX's that still compute crash where the interpreter is taken down around them

@@ -202,6 +202,6 @@ SUITES = {
             "sliced_wasserstein_32": "32",
             "sliced_wasserstein_16": "16",
         },
-        {"data.name": "images", "data.crop": 0},
+        {"data.name": "images"},
     ),
 }

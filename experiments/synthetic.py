@@ -91,7 +91,6 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
             [estimator for estimator in estimators if not estimator.lacks(method)],
             num_seeds=config.num_seeds,
             seed=config.seed,
-            quiet=True,
         )
         for note in report.notes:
             print(note, flush=True)

@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports only from those before it.
 ORDER = [
     "releases",
+    "version",
     "types",
     "locks",
     "processes",

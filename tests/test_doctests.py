@@ -1,11 +1,12 @@
 """The examples in the docstrings of what users call."""
 
 import doctest
+import sys
 
 import pytest
 
 import avb_jax
-from avb_jax import transforms
+from avb_jax import inference, transforms
 
 EXAMPLES = {
     "avb": avb_jax.avb,
@@ -13,12 +14,13 @@ EXAMPLES = {
     "evaluate": avb_jax.evaluate,
     "with_ema": transforms.with_ema,
     "over_seeds": transforms.over_seeds,
+    "AutoAVB": inference.AutoAVB,
 }
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name):
     function = EXAMPLES[name]
-    (found,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(function.__globals__))
+    (found,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(vars(sys.modules[function.__module__])))
     assert found.examples
     assert doctest.DocTestRunner().run(found).failed == 0

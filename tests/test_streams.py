@@ -142,7 +142,8 @@ UNNAMED = {
     "avb_jax/network.py": ("jax.random.key(0)",),
     "avb_jax/networks/encoders.py": ("jax.random.key(0)",) * 2,
     "avb_jax/evaluation/samples.py": ("jax.random.key(0)",),
-    "avb_jax/inference.py": ("jax.random.key(0)",),
+    "avb_jax/inference/checks.py": ("jax.random.key(0)",),
+    "avb_jax/inference/fitting.py": ("jax.random.key(0)",),
 }
 
 

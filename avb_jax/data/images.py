@@ -110,7 +110,7 @@ def decode(image: PIL.Image.Image, size: int, crop: int) -> np.ndarray:
     width, height = image.size
     side = crop or min(width, height)
     if side > min(width, height):
-        raise ValueError(f"{width}x{height} pixels, smaller than the crop of {side}")
+        raise ValueError(f"{width}x{height} pixels, smaller than the crop of {side}; data.crop=0 takes the largest square")
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # its palette may be transparent
     image = image.convert("RGB")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from avb_jax.data.dataset import Dataset, from_arrays
 from avb_jax.data.images import Source
 from avb_jax.types import UserError
 
+CELEBA_SIZE, CELEBA_CROP = (178, 218), 140
 DRAWN = {"train": 4096, "test": 512}
 
 
@@ -20,7 +22,8 @@ class Photos(NamedTuple):
     """How photographs become examples."""
 
     size: int = 64  # pixels, height and width
-    crop: int = 0  # central pixels to keep before resizing; conventional for CelebA: 140 or 108; 0: the largest square
+    # Central pixels to keep before resizing: 140 or 108 by convention of CelebA's; 0: the largest square; None: see `_crop`.
+    crop: int | None = None
     held_out: float = 0.05  # share of a folder or zip that is for testing
     split_seed: int = 0  # of which images these are
     flip: bool = False  # see `Dataset`
@@ -94,6 +97,7 @@ def drawn_faces(directory: str, photos: Photos) -> Dataset:
 def _decoded(name: str, source: Source, train: list[str], test: list[str], photos: Photos) -> Dataset:
     """The data set of a source's images, training before test, in a cache of its own."""
     _check(photos)
+    photos = photos._replace(crop=_crop(source) if photos.crop is None else photos.crop)
     order = hashlib.sha256("\n".join([source.fingerprint, *train, "", *test]).encode()).hexdigest()
     where = hashlib.sha256(f"{os.path.abspath(source.name)} {photos._replace(cache='', flip=False)}".encode()).hexdigest()
     root = pathlib.Path(photos.cache or pathlib.Path.home() / ".cache" / "avb_jax").expanduser()
@@ -105,8 +109,23 @@ def _decoded(name: str, source: Source, train: list[str], test: list[str], photo
     return Dataset(result.pixels[:cut], result.pixels[cut:], "none", name, photos.flip)
 
 
+def _crop(source: Source) -> int:
+    """140 where the first image that can be read has the size of CelebA's, 178x218; else the largest square."""
+    for name in source.images[:100]:
+        try:
+            with source.read(name) as image:
+                width, height = image.size
+        except Exception:  # whatever a decoder makes of a damaged file; it is named later
+            continue
+        usual = (width, height) == CELEBA_SIZE
+        crop, why = (CELEBA_CROP, "as is usual for CelebA's") if usual else (0, "the largest square of")
+        print(f"data.crop={crop}: {why} {width}x{height} images", file=sys.stderr)
+        return crop
+    return 0
+
+
 def _check(photos: Photos) -> None:
-    if photos.size < 4 or photos.crop < 0:
+    if photos.size < 4 or (photos.crop or 0) < 0:
         raise UserError(f"data.size={photos.size}, data.crop={photos.crop}: need at least 4 pixels, and a crop of at least 0")
 
 

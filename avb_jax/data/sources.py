@@ -19,8 +19,10 @@ def four_points(directory: str, binarize: str) -> Dataset:
 def digits(directory: str, binarize: str) -> Dataset:
     """scikit-learn's 1,797 8x8 digits, which come with the package; every sixth one is held out."""
     del directory
-    import sklearn.datasets
-
+    try:
+        import sklearn.datasets
+    except ImportError:
+        raise UserError("data.name='digits': come with scikit-learn; pip install 'avb_jax[digits]'") from None
     loaded = sklearn.datasets.load_digits()
     images = (loaded.images / 16.0).astype(np.float32)
     held_out = np.arange(len(images)) % 6 == 5

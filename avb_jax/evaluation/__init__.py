@@ -9,6 +9,7 @@ from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.knn import KNN
 from avb_jax.evaluation.moments import Moments
 from avb_jax.evaluation.optimality import Optimality
+from avb_jax.evaluation.probe import LinearProbe
 from avb_jax.evaluation.quadrature import Quadrature
 from avb_jax.evaluation.report import Report
 from avb_jax.evaluation.run import evaluate
@@ -24,6 +25,7 @@ __all__ = [
     "Exact",
     "ImageQuality",
     "ImportanceSampling",
+    "LinearProbe",
     "Moments",
     "Number",
     "Optimality",

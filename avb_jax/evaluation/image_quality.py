@@ -20,8 +20,11 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli &
 _BINOMIAL = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
 
 
-def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = PROJECTIONS, seed: int = 0) -> float:
-    """Wasserstein-1 distance of samples a [n, d] and b [m, d], averaged over random directions (Rabin et al. 2011)."""
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = PROJECTIONS, seed: int = 0, order: int = 1) -> float:
+    """Wasserstein distance of samples a [n, d] and b [m, d], averaged over random directions (Rabin et al. 2011).
+
+    The average is of the distance's power `order`, of which then the root is taken.
+    """
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=0)
     # Along a direction it is the integral of the two quantile functions' difference, which are constant between these ends.
@@ -30,8 +33,8 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, projections: int = PROJECTI
     total = 0.0
     for part in np.array_split(directions, max(1, projections // 32), axis=1):
         one, two = np.sort(a @ part, axis=0)[ranks_a], np.sort(b @ part, axis=0)[ranks_b]
-        total += np.sum(np.diff(ends) @ np.abs(one - two))
-    return float(total / projections)
+        total += np.sum(np.diff(ends) @ np.abs(one - two) ** order)
+    return float((total / projections) ** (1 / order))
 
 
 def pyramid_distances(samples: np.ndarray, images: np.ndarray, seed: int = 0) -> dict[int, float]:

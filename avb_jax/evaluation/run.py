@@ -98,11 +98,17 @@ def evaluate(
     data = data if isinstance(data, Dataset) else from_arrays(np.asarray(data), name="data")
     folder = None if workdir is None else pathlib.Path(workdir)
     per_seed, results, notes, compiled = [], [], [], {}
+    several = (num_seeds or 1) > 1
+    progress = Progress(name, (num_seeds or 1) * len(estimators), 0, quiet or not several, "estimate")
     for s in range(num_seeds or 1):
         one = state if num_seeds is None else of_seed(state, s)
-        subject = Subject(name, method, one, data, s, seed, folder, quiet, notes, {}, compiled)
+        subject = Subject(name, method, one, data, s, seed, folder, quiet or several, notes, {}, compiled)
         numbers = {}
-        for estimator in estimators:
+        for i, estimator in enumerate(estimators):
+            if several:
+                progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
+            elif not quiet:
+                progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}")
             try:
                 found = estimator.run(subject)
             except Diverged as error:  # no number, and the reason; the others go on
@@ -114,6 +120,8 @@ def evaluate(
             numbers |= found
         per_seed.append(numbers)
         results.append(subject.results)
+    progress.update(len(estimators) * (num_seeds or 1), "done")
+    progress.close()
     shared = [key for key in per_seed[0] if all(key in numbers for numbers in per_seed)]
     estimates = {key: combine([numbers[key] for numbers in per_seed], num_seeds is not None) for key in shared}
     return Report(name, estimates, dict.fromkeys(notes), results)
@@ -334,6 +342,6 @@ def by_blocks(
                     progress.update(done, describe(joined()))
                     reported = time.monotonic()
         except KeyboardInterrupt:
-            kept = "" if folder is None else "; the same command continues it"
+            kept = "" if folder is None else "; what was done is kept"
             raise Interrupted(f"{name}: stopped after example {done} of {count}{kept}") from None
     return joined()

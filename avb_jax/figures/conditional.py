@@ -65,7 +65,8 @@ def of_classes(key: Array, method: Method, state: State, data: Dataset) -> Grid:
         return method.decode(state, conditional.sample(key, method, state, condition, count=DRAWS).z).mean
 
     labels = range(int(data.train_labels.max()) + 1)
-    return Grid(np.concatenate([row(jax.random.fold_in(key, label), state, label) for label in labels]), DRAWS)
+    drawn = np.concatenate([row(jax.random.fold_in(key, label), state, label) for label in labels])
+    return Grid(drawn, DRAWS, "draws given each class, as a small classifier sees it", [str(label) for label in labels])
 
 
 def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
@@ -83,9 +84,11 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
         return jnp.where(mask > 0, x, method.decode(state, z).mean)
 
     draws = jnp.stack([completed(jax.random.fold_in(key, i), state, one) for i, one in enumerate(x)])
-    columns = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws]
+    columns, heads = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws], ["data", "half", *["drawn"] * DRAWS]
     if method.encode is not None:
         z = method.encode(stream(key, "encode"), state, x).z
         columns.append(images_of(stream(key, "images"), method.decode(state, z))[:, None])
+        heads.append("encoder")
     rows = jnp.concatenate(columns, axis=1)
-    return Grid(np.asarray(rows).reshape(-1, *x.shape[1:]), rows.shape[1])
+    shown = np.asarray(rows).reshape(-1, *x.shape[1:])
+    return Grid(shown, rows.shape[1], "test images, of which the left half is given to the draws", (), heads)

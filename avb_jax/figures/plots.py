@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+FLOOR = 1e-5  # of a latent's activity, on a logarithmic axis
 PRIOR_RADIUS = math.sqrt(-2.0 * math.log(0.05))  # the circle that holds 95% of a standard normal in the plane
 COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00b25d")
 
@@ -43,6 +44,33 @@ def latent_codes(codes: dict[str, np.ndarray], labels: Sequence[str]) -> Figure:
     return figure
 
 
+def codes(z: np.ndarray, labels: np.ndarray | None, title: str, names: Sequence[str]) -> Figure:
+    """Codes [N, 2], a colour for each label [N] where there are labels, with the prior's 95% circle.
+
+    Args:
+      z: [N, 2].
+      labels: whole numbers [N], or None.
+      title: of the figure.
+      names: of the two axes.
+    """
+    figure = Figure(figsize=(6.0, 6.2), layout="constrained")
+    panel = figure.subplots()
+    kinds = [None] if labels is None else np.unique(labels)
+    colours = COLOURS if len(kinds) <= len(COLOURS) else colormaps["tab10" if len(kinds) <= 10 else "tab20"].colors
+    for i, kind in enumerate(kinds):
+        own = z if kind is None else z[labels == kind]
+        panel.scatter(*own.T, s=3, alpha=0.6, linewidths=0, color=colours[i % len(colours)], label=kind)
+    panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
+    limit = max(4.0, 1.05 * float(np.quantile(np.abs(z), 0.999)))
+    panel.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=names[0], ylabel=names[1])
+    panel.set_title(title, fontsize=11)
+    if labels is not None:
+        legend = figure.legend(loc="outside lower center", ncols=10, markerscale=4, frameon=False, fontsize=9)
+        for handle in legend.legend_handles:
+            handle.set_alpha(1)
+    return figure
+
+
 def weights(log_weight: np.ndarray, effective: np.ndarray) -> Figure:
     """How far the log weights [N, K] of N examples spread about their log-mean, and the effective sample sizes [N]."""
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
@@ -68,10 +96,10 @@ def annealing(traces: dict[str, np.ndarray], beta: np.ndarray) -> Figure:
         panel.fill_between(steps, low, high, color=COLOURS[0], alpha=0.25, linewidth=0)
         panel.plot(steps, middle, color=COLOURS[0])
         panel.set_title(title, fontsize=11)
-        panel.set(xlabel="temperature", ylim=(0, None))
+        panel.set(xlabel="step of the annealing", ylim=(0, None))
     last.plot(np.arange(1, len(beta) + 1), beta, color=COLOURS[2])
-    last.set_title("inverse temperature", fontsize=11)
-    last.set(xlabel="temperature", ylim=(0, None))
+    last.set_title("share of the posterior, 0 to 1", fontsize=11)
+    last.set(xlabel="step of the annealing", ylim=(0, None))
     figure.supxlabel("line and band: median and middle 90% of the examples", fontsize=9, color="0.3")
     return figure
 
@@ -95,12 +123,16 @@ def latent_activity(activity: np.ndarray, variance: np.ndarray, threshold: float
     figure = Figure(figsize=(max(7.0, 0.22 * len(activity) + 2.5), 3.8), layout="constrained")
     panel, order = figure.subplots(), np.argsort(-activity)
     places = np.arange(1, len(order) + 1)
-    panel.plot(places, np.maximum(activity[order], 1e-5), "o", color=COLOURS[0], label="variance over x of E[z|x]")
+    shown = activity[order] > FLOOR
+    panel.plot(places[shown], activity[order][shown], "o", color=COLOURS[0], label="variance over x of E[z|x]")
+    if not shown.all():
+        below = f"the same, below {FLOOR:g}"
+        panel.plot(places[~shown], np.full(np.sum(~shown), FLOOR), "v", color=COLOURS[0], mfc="none", label=below)
     panel.plot(places, variance[order], "s", color=COLOURS[1], markersize=5, label="mean variance of q(z|x)")
     panel.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"active above {threshold}")
     panel.set(yscale="log", xlabel="latent, by activity", xlim=(0.5, len(order) + 0.5))
     panel.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -3,6 +3,7 @@
 `evaluation.held_out` and `figures` have further callbacks; a user's own subclasses `Callback`.
 """
 
+import importlib.util
 import json
 import pathlib
 import sys
@@ -11,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
+from PIL import Image
 
 from avb_jax.method import Method
 from avb_jax.transforms import of_seed
-from avb_jax.types import State
+from avb_jax.types import State, UserError
 
 LABELS = {
     "log_likelihood": "log p(x)",
@@ -48,6 +49,11 @@ class Run(NamedTuple):
         for callback in self.callbacks:
             callback.record(step, numbers)
 
+    def show(self, step: int, name: str, path: pathlib.Path) -> None:
+        """A picture that a callback has written, for those that keep pictures."""
+        for callback in self.callbacks:
+            callback.picture(step, name, path)
+
     def note(self, text: str) -> None:
         """A line of its own on the terminal, above a progress bar."""
         tqdm.tqdm.write(text, file=sys.stderr)
@@ -74,8 +80,11 @@ class Callback:
     def record(self, step: int, numbers: dict[str, np.ndarray]) -> None:
         """Further numbers that another callback has found."""
 
-    def checkpoint(self, step: int, state: State) -> None:
-        """At each checkpoint, before its State counts as saved, and at the end.
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        """A picture that another callback has written."""
+
+    def checkpoint(self, step: int, state: State) -> bool | None:
+        """At each checkpoint, before its State counts as saved, and at the end; True ends the training there, for good.
 
         The State may be kept, and with several seeds has a leading axis of them.
         """
@@ -128,16 +137,32 @@ class JSONLines(Callback):
             self._file.close()
 
 
+def keepers() -> list[Callback]:
+    """What keeps the numbers of a run by default: `metrics.jsonl`, and where tensorboardX is installed TensorBoard's files."""
+    return [JSONLines(), *([TensorBoard()] if importlib.util.find_spec("tensorboardX") else [])]
+
+
 class TensorBoard(Callback):
-    """Writes the means over seeds to TensorBoard's event files in the workdir."""
+    """Writes the means over seeds to TensorBoard's event files in the workdir, and the pictures that others draw.
+
+    With `histograms`, at each checkpoint also those of every param of the first seed.
+    """
 
     _board = None
 
+    def __init__(self, histograms: bool = False):
+        self._histograms = histograms
+
     def start(self, run: Run) -> None:
         super().start(run)
-        if run.workdir is not None and run.start < run.steps:
-            folder = str(run.workdir / "tensorboard" / run.name)
-            self._board = tensorboardX.SummaryWriter(folder, purge_step=run.start + 1 if run.start else None)
+        if run.workdir is None or run.start >= run.steps:
+            return
+        try:
+            import tensorboardX
+        except ImportError:
+            raise UserError("TensorBoard: needs tensorboardX; pip install 'avb_jax[tensorboard]'") from None
+        folder = str(run.workdir / "tensorboard" / run.name)
+        self._board = tensorboardX.SummaryWriter(folder, purge_step=run.start + 1 if run.start else None)
 
     def report(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
         if self._board is not None:
@@ -147,9 +172,64 @@ class TensorBoard(Callback):
     def record(self, step: int, numbers: dict[str, np.ndarray]) -> None:
         self.report(step, numbers, None)
 
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        if self._board is not None:
+            self._board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def checkpoint(self, step: int, state: State) -> None:
+        if self._board is None or not self._histograms:
+            return
+        for at, leaf in jax.tree_util.tree_leaves_with_path(self.run.per_seed(state)[0].params):
+            name = "/".join(str(getattr(key, "name", getattr(key, "key", key))) for key in at)
+            self._board.add_histogram(name, np.asarray(leaf), step)
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+class WeightsAndBiases(Callback):
+    """Sends the means over seeds, and the pictures that others draw, to Weights & Biases (extra `wandb`).
+
+    A training that is continued in its workdir goes on as the same run there.
+    """
+
+    def __init__(self, project: str, config: dict | None = None, **options: Any):
+        """Takes what `wandb.init` does.
+
+        Raises:
+          UserError: wandb is not installed.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("WeightsAndBiases: needs wandb; pip install 'avb_jax[wandb]'") from None
+        self._wandb, self._options, self._of = wandb, {"project": project, "config": config, **options}, None
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        if run.start >= run.steps:
+            return
+        options = {"name": run.name, **self._options}
+        if run.workdir is not None:
+            options |= {"id": f"{run.workdir.absolute().name}-{run.name}", "resume": "allow", "dir": str(run.workdir)}
+        self._of = self._wandb.init(**options)
+
+    def report(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
+        if self._of is not None:
+            rate = {} if examples_per_second is None else {"examples_per_second": examples_per_second}
+            self._of.log({name: float(values.mean()) for name, values in numbers.items()} | rate, step=step)
+
+    def record(self, step: int, numbers: dict[str, np.ndarray]) -> None:
+        self.report(step, numbers, None)
+
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        if self._of is not None:
+            self._of.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        if self._of is not None:
+            self._of.finish()
 
 
 class ProgressBar(Callback):

@@ -24,7 +24,7 @@ from avb_jax.method import Method, prior_at
 from avb_jax.streams import stream
 from avb_jax.training import blocks, checkpoints, memory
 from avb_jax.training.callbacks import Callback, Run
-from avb_jax.training.workdir import Positions, rollbacks
+from avb_jax.training.workdir import Positions, ended, rollbacks
 from avb_jax.transforms import of_seed, over_seeds
 from avb_jax.types import Array, Diverged, State, UserError
 
@@ -94,6 +94,8 @@ def train(
             raise UserError(
                 f"steps={steps}: {name} is at step {start}" + (f" in {workdir}; use another workdir" if folder else "")
             )
+        if folder is not None and ended(workdir, name) == start:
+            steps = start
         if folder is not None and processes.first():
             checkpoints.tidy(folder, start)
         processes.wait(f"{name} from {start}")
@@ -129,8 +131,9 @@ def train(
         ahead = fetch(step) if step < steps else None
         saving = False
         asked = False  # whether to stop
+        done = False  # whether a callback says that there is no more to do
         implausible = ""  # what was said of losses that are finite and mean nothing
-        while step < steps and not (asked and saving):
+        while step < steps and not done and not (asked and saving):
             length = min(log_every - step % log_every, steps - step)
             batches, position = ahead.result()
             state, observed = compiled.run(keys, state, batches, bool(stop))
@@ -164,20 +167,24 @@ def train(
                     positions.save(step, position)
                 gathered = compiled.gather(state)
 
-                def look(step: int = step, due: bool = due, gathered: State = gathered) -> None:
+                said = []
+
+                def look(step: int = step, due: bool = due, gathered: State = gathered, said: list = said) -> None:
                     """What the callbacks make of a checkpoint, which is not one of a request to stop."""
                     kept = jax.tree.map(jnp.copy, processes.own(gathered)) if due else None  # the next block takes the original
-                    for callback in callbacks if due else ():
-                        callback.checkpoint(step, kept)
+                    said += [callback.checkpoint(step, kept) for callback in callbacks if due]
+                    if any(said) and workdir is not None:
+                        ended(workdir, run.name, step)
 
                 if folder is None:
                     look()
                 else:
                     checkpoints.save(folder, step, gathered, before=look)
+                done = any(np.ravel(processes.gathered(np.asarray(any(said)))))
                 clock = time.monotonic()
         state = processes.own(compiled.gather(state))
-        if asked and step < steps:
-            where = "" if folder is None else f", saved in {workdir}; the same command continues it"
+        if asked and step < steps and not done:
+            where = "" if folder is None else f", saved in {workdir}, from which it continues"
             raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
         for callback in callbacks if start >= steps else ():
             callback.checkpoint(step, state)
@@ -345,7 +352,7 @@ def check_finite(name: str, step: int, numbers: dict[str, np.ndarray], finite: d
 
 def beyond_reason(name: str, step: int, numbers: dict[str, np.ndarray], data: Dataset | Batches) -> str:
     """A line about nats that are finite and mean nothing, more than `NATS` for each number of an example; '' without any."""
-    size = math.prod(data.x_shape if isinstance(data, Dataset) else data.shape[1:])
+    size = max(1, math.prod(data.x_shape if isinstance(data, Dataset) else data.shape[1:]))  # 1 where x has no numbers
     for field in ("elbo", "reconstruction", "kl"):
         if field in numbers and (worst := np.abs(numbers[field]).max()) > NATS * size:
             return (

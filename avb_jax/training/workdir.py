@@ -48,6 +48,16 @@ def rollbacks(workdir: pathlib.Path, name: str, more: int = 0) -> int:
     return counts.get(name, 0)
 
 
+def ended(workdir: pathlib.Path, name: str, at: int | None = None) -> int | None:
+    """The step at which a callback ended a training for good, None where none did; `at` says that one has."""
+    path = workdir / "ended.json"
+    steps = read_json(path) if path.exists() else {}
+    if at is not None:
+        steps[name] = at
+        write_json(path, steps)
+    return steps.get(name)
+
+
 class Positions:
     """Where an iterator of batches was at each checkpoint, so that a run continues with the batches that it would have seen."""
 

@@ -13,6 +13,7 @@ any folder or zip of images; or 'tfds:celeb_a'; or 'drawn_faces'. Variants: '' (
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from experiments.configs.common import training
 
@@ -39,7 +40,6 @@ SMOKE = {
     **SMALL,
     "data.name": "drawn_faces",
     "data.size": 32,
-    "data.crop": 0,
     "latent_dim": 16,
     "steps": 60,
     "log_every": 10,
@@ -66,15 +66,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "kernel_size": 3,
             "units": 3,
             "activation": "leaky_relu",
-            "batch_norm": True,  # in encoder and adversary, as in the paper
+            "batch_norm": True,
             "decoder_batch_norm": False,
             "adversary_channels": 64,
             "adversary_kernel_size": 5,
             "adversary_widths": (1024,),
             "head_scale": 0.01,
-            "minus_log_prior": False,  # under adaptive contrast T starts, and if q is Gaussian ends, at 0
+            "minus_log_prior": False,
         },
-        # Image quality over so many samples and test images. `features`: 'MODULE:FUNCTION', for a Frechet distance.
         evaluation={"draws": 1, "chunk": 50, "images": 2000, "features": ""},
         variants=VARIANTS,
         variant=variant,
@@ -87,12 +86,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         checkpoint_every=5000,
         data={
             "name": "celeba",
-            "size": 64,  # 32, 64 or 128; any from 4 on will do
-            "crop": 140,  # central pixels kept before resizing; 108 is the other convention; 0: the largest square
-            "held_out": 0.05,  # share of 'images' that is for testing; celeba has its own partition
+            "size": 64,
+            "crop": placeholder(int),
+            "held_out": 0.05,
             "split_seed": 0,
             "flip": True,
-            "cache": "",  # decoded images; ~/.cache/avb_jax by default
+            "cache": "",
         },
         contrast={"kind": "gaussian"},
         optimizer={"encoder_rate": 1e-4, "decoder_rate": 3e-4, "adversary_rate": 3e-4},

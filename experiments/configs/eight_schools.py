@@ -6,31 +6,35 @@ python -m experiments.eight_schools --config=experiments/configs/eight_schools.p
 import ml_collections
 
 from experiments.configs.common import changes_of
+from experiments.configs.fields import Field, nested
 
 VARIANTS = {"": {}, "smoke": {"avb.steps": 50, "gaussian.steps": 50, "nuts.samples": 200, "nuts.warmup": 100, "samples": 500}}
+
+FIELDS = {
+    "seed": Field(0, "of everything random"),
+    "samples": Field(5000, "of each posterior, compared with as many of NUTS"),
+    "nuts.chains": Field(4, "side by side"),
+    "nuts.warmup": Field(1000, "steps of each that are left out"),
+    "nuts.samples": Field(5000, "of each"),
+    "gaussian.steps": Field(10_000, "of SVI"),
+    "gaussian.rate": Field(5e-3, "Adam's, falling to 0 along a cosine"),
+    "gaussian.particles": Field(8, "draws of a step"),
+    "gaussian.bound_draws": Field(10_000, "for the bound"),
+    "avb.steps": Field(8000, "at most; `avb_jax.inference.fit` explains these"),
+    "avb.batch_size": Field(512, "draws of a step"),
+    "avb.noise_dim": Field(16, "numbers of noise beyond twice those of z"),
+    "avb.widths": Field((128, 128), "of the sampler"),
+    "avb.adversary_widths": Field((256, 256), "of T"),
+    "avb.adversary_steps": Field(2, "updates of T per step"),
+    "avb.gaussian_share": Field(0.05, "of q's variance at the start"),
+    "avb.sampler_rate": Field(2e-4, "Adam's"),
+    "avb.adversary_rate": Field(1e-3, "Adam's"),
+    "avb.clip": Field(10.0, "largest norm of a gradient"),
+}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config of a variant: '' or 'smoke'."""
-    config = ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "samples": 5000,  # of each posterior, compared with as many of NUTS
-            "nuts": {"chains": 4, "warmup": 1000, "samples": 5000},  # per chain
-            "gaussian": {"steps": 10_000, "rate": 5e-3, "particles": 8, "bound_draws": 10_000},  # particles: per step
-            "avb": {
-                "steps": 8000,
-                "batch_size": 512,
-                "noise_dim": 16,
-                "widths": (128, 128),
-                "adversary_widths": (256, 256),
-                "adversary_steps": 2,
-                "gaussian_share": 0.05,
-                "sampler_rate": 2e-4,
-                "adversary_rate": 1e-3,
-                "clip": 10.0,
-            },
-        }
-    )
+    config = ml_collections.ConfigDict(nested(FIELDS))
     config.update_from_flattened_dict(changes_of(VARIANTS, variant))
     return config.lock()

@@ -5,9 +5,9 @@ which benchmarks/ais.py measures the cost. An estimator's `images` counts test i
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 from experiments.configs.common import changes_of
+from experiments.configs.fields import Field, nested
 
 # Every part, at the least cost: to look at a run, not to report it.
 QUICK = {
@@ -25,56 +25,70 @@ QUICK = {
     "knn.images": 8,
 }
 VARIANTS = {"": {}, "quick": QUICK}
+IMAGES, DRAWS, CHUNK = "test images, from the first; None: all", "of z per image", "images at once, on each device"
+FIELDS = {
+    "method": Field("", "one of the run's, several with commas; all by default"),
+    "step": Field("", "of the checkpoint; best: that of the best held-out bound; the latest by default"),
+    "seeds": Field(0, "how many of the run's seeds, from the first; 0: all"),
+    "seed": Field(0, "of the estimators' own randomness"),
+    "estimators": Field(
+        "auto",
+        "which, with commas: exact, elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, "
+        "linear_probe, knn; auto: all that apply",
+    ),
+    "data_dir": Field("", "where the data is, if no longer where the run found it"),
+    "exact.images": Field(None, IMAGES, int),
+    "exact.draws": Field(1, "dequantised values per image"),
+    "exact.chunk": Field(20, CHUNK),
+    "elbo.images": Field(None, IMAGES, int),
+    "elbo.draws": Field(4, DRAWS),
+    "elbo.chunk": Field(250, CHUNK),
+    "semi_implicit.images": Field(200, IMAGES),
+    "semi_implicit.draws": Field(16, DRAWS),
+    "semi_implicit.inner": Field(10_000, "draws of u that score each of them"),
+    "semi_implicit.inner_chunk": Field(250, "of these at once"),
+    "semi_implicit.chunk": Field(10, CHUNK),
+    "optimality.images": Field(None, IMAGES, int),
+    "optimality.draws": Field(4, DRAWS),
+    "optimality.chunk": Field(250, CHUNK),
+    "optimality.steps": Field(10_000, "of the fresh T's training"),
+    "optimality.batch_size": Field(128, "of these steps"),
+    "optimality.rate": Field(1e-3, "Adam's"),
+    "importance.images": Field(1000, IMAGES),
+    "importance.samples": Field(256, "per image"),
+    "importance.initial": Field("encoder", "the proposal: encoder, prior or semi_implicit"),
+    "importance.fit_draws": Field(64, "of z that it is fitted to"),
+    "importance.inflation": Field(1.2, "of its standard deviation"),
+    "importance.chunk": Field(20, CHUNK),
+    "ais.images": Field(100, IMAGES),
+    "ais.chains": Field(16, "per image"),
+    "ais.temperatures": Field(500, "from the initial distribution to the posterior"),
+    "ais.leapfrog_steps": Field(10, "of Hamiltonian Monte Carlo at each"),
+    "ais.initial": Field("encoder", "where chains begin: encoder, prior or semi_implicit"),
+    "ais.fit_draws": Field(64, "of z that this is fitted to"),
+    "ais.inflation": Field(1.2, "of its standard deviation"),
+    "ais.chunk": Field(10, "images at once, on each device; 100 or more on a GPU"),
+    "bdmc.images": Field(20, "simulated; all else as for ais"),
+    "quadrature.images": Field(100, IMAGES),
+    "quadrature.points": Field(None, "cells of the first grid per latent; None: 200, 60, 12 for 1, 2, 3 latents", int),
+    "quadrature.chunk": Field(2000, "cells at once"),
+    "moments.images": Field(None, IMAGES, int),
+    "moments.draws": Field(64, DRAWS),
+    "moments.chunk": Field(20, CHUNK),
+    "linear_probe.images": Field(None, IMAGES, int),
+    "linear_probe.examples": Field(5000, "training examples whose codes the classifier is fitted to"),
+    "linear_probe.steps": Field(500, "of its training"),
+    "linear_probe.decay": Field(1e-4, "of its weights"),
+    "knn.images": Field(64, "test images whose q(z|x) is compared with the prior; 0: none"),
+    "knn.draws": Field(1000, "from each"),
+    "knn.codes": Field(10_000, "draws of q(z), spread over the test images"),
+    "knn.neighbours": Field(10, "k"),
+    "knn.chunk": Field(4, CHUNK),
+}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config of a variant: '' or 'quick'."""
-    config = ml_collections.ConfigDict(
-        {
-            "method": "",  # one of the run's, several with commas; all by default
-            "step": "",  # of the checkpoint; best: that of the best held-out bound; the latest by default
-            "seeds": 0,  # how many of the run's seeds, from the first; 0 is all
-            "seed": 0,  # of the estimators' own randomness
-            # Which, with commas: exact, elbo, semi_implicit, optimality, importance, ais, bdmc, quadrature, moments, knn.
-            # 'auto': all that apply.
-            "estimators": "auto",
-            "data_dir": "",  # where the data is, if no longer where the run found it
-            "exact": {"images": placeholder(int), "draws": 1, "chunk": 20},
-            "elbo": {"images": placeholder(int), "draws": 4, "chunk": 250},
-            "semi_implicit": {"images": 200, "draws": 16, "inner": 10_000, "inner_chunk": 250, "chunk": 10},
-            "optimality": {
-                "images": placeholder(int),
-                "draws": 4,
-                "chunk": 250,
-                "steps": 10_000,
-                "batch_size": 128,
-                "rate": 1e-3,
-            },
-            "importance": {
-                "images": 1000,
-                "samples": 256,
-                "initial": "encoder",
-                "fit_draws": 64,
-                "inflation": 1.2,
-                "chunk": 20,
-            },
-            "ais": {
-                "images": 100,
-                "chains": 16,
-                "temperatures": 500,
-                "leapfrog_steps": 10,
-                "initial": "encoder",
-                "fit_draws": 64,
-                "inflation": 1.2,
-                "chunk": 10,  # per device; 100 or more on a GPU
-            },
-            "bdmc": {"images": 20},  # simulated; all else as for ais
-            # Points: cells of the first grid per latent, from -6 to 6; None: 200, 60, 12 for 1, 2, 3 latents.
-            "quadrature": {"images": 100, "points": placeholder(int), "chunk": 2000},
-            "moments": {"images": placeholder(int), "draws": 64, "chunk": 20},
-            # Of q(z|x): images (0: none) and draws from each. Of q(z): codes in all, spread over the test set.
-            "knn": {"images": 64, "draws": 1000, "codes": 10_000, "neighbours": 10, "chunk": 4},
-        }
-    )
+    config = ml_collections.ConfigDict(nested(FIELDS))
     config.update_from_flattened_dict(changes_of(VARIANTS, variant))
     return config.lock()

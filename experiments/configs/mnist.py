@@ -5,10 +5,10 @@
     python -m experiments.mnist --config=experiments/configs/mnist.py:digits
         scikit-learn's 8x8 digits, no files; 9 minutes on 2 cores; held-out ELBO -22.6 nats under T, likelihood bound -22.8
 
-data.dir holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (same decoder, Gaussian posterior), 'digits', 'digits_vae'; and
-the paper's comparison, which `python -m experiments.compare --suite=mnist` runs, with results in the README: 'avb8', 'avb8_ac',
-'avb32_ac' (adaptive contrast), 'vae8', 'vae32', with 8 or 32 latents; on 2 cores about 20 minutes for AVB and 5 for the VAE.
-Under adaptive contrast they train the moments of q without T, and its shape slowly; the README says what that changed.
+data.dir holds MNIST's four IDX files. Variants: '' (AVB), 'vae' (same decoder, Gaussian posterior), 'digits', 'digits_vae',
+'latent2' (two latents, fully connected); and the paper's comparison, which `python -m experiments.compare --suite=mnist` runs:
+'avb8', 'avb8_ac', 'avb32_ac' (adaptive contrast), 'vae8', 'vae32', with 8 or 32 latents; on 2 cores about 20 minutes for AVB
+and 5 for the VAE. Under adaptive contrast they train the moments of q without T, and its shape slowly.
 """
 
 import ml_collections
@@ -78,17 +78,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config of a variant: '', 'vae', 'digits', 'digits_vae', 'latent2', 'avb8', 'avb8_ac', 'avb32_ac', 'vae8', 'vae32'."""
     return training(
         network={
-            "family": "conv",  # or mlp, which reads the next two and none of the five after them
+            "family": "conv",
             "widths": (256, 256),
-            "encoder_widths": (),  # of further layers of the encoder
+            "encoder_widths": (),
             "channels": 16,
             "kernel_size": 5,
-            "batch_norm": True,  # in encoder and adversary, as in the paper
+            "batch_norm": True,
             "decoder_batch_norm": False,
-            "z_widths": (512,),  # the adversary's z-net: one hidden layer
+            "z_widths": (512,),
             "activation": "leaky_relu",
-            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own; or mixture
-            "adversary_components": 0,  # of a mixture of Gaussians in a joint T, or that is T
+            "adversary": "inner_product",
+            "adversary_components": 0,
             "adversary_features": 512,
         },
         evaluation={"draws": 4, "chunk": 250, "importance_images": 1000, "importance_samples": 256},
@@ -100,6 +100,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_every=50,
         checkpoint_every=500,
         data={"name": "mnist", "binarize": "dynamic"},
-        # At 1e-3 and 2e-3, after 7,500 steps, the ELBO under T stood 12 nats over the sampled bound, not 4 (README).
+        # At 1e-3 and 2e-3, after 7,500 steps, the ELBO under T stood 12 nats over the sampled bound, not 4.
         optimizer={"encoder_rate": 3e-4, "decoder_rate": 1e-3, "adversary_rate": 1e-3},
     )

@@ -48,12 +48,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         network={
             "family": "mlp",
             "widths": (64, 64),
-            "encoder_widths": (),  # of further layers of the encoder
-            "adversary": "inner_product",  # how T joins x and z; or joint, by layers of its own; or mixture
-            "adversary_components": 0,  # of a mixture of Gaussians in a joint T, or that is T
+            "encoder_widths": (),
+            "adversary": "inner_product",
+            "adversary_components": 0,
             "adversary_features": 64,
         },
-        evaluation={"samples": 20_000},  # draws for the ELBO and for the nearest-neighbour estimates
+        evaluation={"samples": 20_000},
         variants=VARIANTS,
         variant=variant,
         method="avb,vae",

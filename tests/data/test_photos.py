@@ -184,7 +184,7 @@ def test_images_that_cannot_be_decoded_are_skipped_by_name(folder, tmp_path, cap
     assert set(reasons) == {"002.png", "004.jpg", "005.png", "007.png", "008.png"}
     assert "truncated" in reasons["004.jpg"]
     assert "not 8 bits per channel" in reasons["005.png"]
-    assert reasons["007.png"] == "30x9 pixels, smaller than the crop of 12"
+    assert reasons["007.png"] == "30x9 pixels, smaller than the crop of 12; data.crop=0 takes the largest square"
     assert len(result.pixels) == len(result.rows) == 31 - 5
     error = capsys.readouterr().err
     assert "skipped 5 of 31 images: " in error

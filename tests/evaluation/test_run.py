@@ -58,7 +58,7 @@ def test_all_examples_once_in_blocks_of_one_size(tmp_path, capsys):
 
 
 def test_blocks_that_were_interrupted_continue(tmp_path, capsys):
-    with pytest.raises(Interrupted, match="stopped after example 4 of 10; the same command continues it"):
+    with pytest.raises(Interrupted, match="stopped after example 4 of 10; what was done is kept"):
         blocks(tmp_path / "a", Counting(calls=1), draws=3)
     rest = Counting()
     np.testing.assert_array_equal(blocks(tmp_path / "a", rest, draws=3).value, np.arange(10) ** 2)
@@ -211,7 +211,7 @@ def test_an_evaluation_continues_and_does_no_work_twice(tmp_path, asked):
     _, new = again(MeanMass(images=8, chunk=4))
     assert new == [*range(8)]
     asked.append("stop")
-    with pytest.raises(Interrupted, match="avb mass: stopped after example 8 of 12; the same command continues it"):
+    with pytest.raises(Interrupted, match="avb mass: stopped after example 8 of 12; what was done is kept"):
         again(MeanMass(chunk=4), ImportanceSampling(samples=3, chunk=4))
     asked.remove("stop")
     report, new = again(MeanMass(chunk=4), ImportanceSampling(samples=3, chunk=4))

@@ -32,7 +32,7 @@ def test_synthetic_interrupted_and_not(tmp_path):
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
-    assert "the same command continues it" in errors
+    assert "from which it continues" in errors
     assert "Traceback" not in errors
     stopped = len(metrics.read_text().splitlines())
     assert stopped < 300

@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 import avb_jax
 from avb_jax import UserError, build, families, networks
 from avb_jax.methods import update
+from experiments import launch
+from experiments.configs.fields import texts
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Of those that train players on a data set.
 CONFIGS = {
     path.stem: importlib.import_module(f"experiments.configs.{path.stem}")
     for path in sorted((ROOT / "experiments" / "configs").glob("[a-z]*.py"))
-    if path.stem not in ("common", "evaluate", "eight_schools")
+    if path.stem not in ("common", "fields", "evaluate", "eight_schools")
 }
 ALL = [(name, variant) for name, module in CONFIGS.items() for variant in module.VARIANTS]
 LONG = {(name, "") for name in CONFIGS} | {("celeba", "vae"), ("celeba", "small")}  # 7 to 30 seconds to trace
@@ -383,3 +386,24 @@ def test_under_pmap_networks_normalise_over_all_devices(monkeypatch):
         encoder, _, adversary = made[-1]
         assert isinstance(encoder.trunk, networks.ConvNet)
         assert encoder.trunk.axis_name == adversary.x_net.axis_name == axis
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "evaluate", "eight_schools"])
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections' own
+def test_help_explains_every_field(name, capsys):
+    """What the command is, its flags, its configs, and each field with its value and a sentence."""
+    with pytest.raises(SystemExit) as ended:
+        launch.parse(name, [name, "--help"], flags.FlagValues())
+    shown, config = capsys.readouterr().out, importlib.import_module(f"experiments.configs.{name}").get_config()
+    assert ended.value.code == 0
+    assert "--workdir" in shown
+    assert f"python -m experiments.{name}" in shown
+    for field, value in launch.flat(config):
+        (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{field}="))
+        assert f"{field}={value}" in line
+        assert len(line.split(None, 1)) == 2, f"{field} has no sentence"
+
+
+def test_every_sentence_is_of_a_field():
+    there = {field for module in CONFIGS.values() for field, _ in launch.flat(module.get_config())}
+    assert set(texts()) <= there

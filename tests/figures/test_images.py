@@ -58,8 +58,8 @@ def test_reconstructions_lie_below_their_originals(trained):
 
 
 def test_a_picture_is_its_grid_enlarged_in_whole_steps(trained):
-    picture = named.draw("samples", *trained)
     grid = named.grid("samples", *trained)
+    picture = images.to_image(grid)
     factor = picture.width // (10 * 7 + 1)
     assert picture.size == (71 * factor, 71 * factor)
     first = np.asarray(picture)[factor : 7 * factor : factor, factor : 7 * factor : factor] / 255

@@ -35,7 +35,7 @@ class Board:
 def boards(monkeypatch):
     """The TensorBoard writers that were made."""
     made = []
-    monkeypatch.setattr(callbacks.tensorboardX, "SummaryWriter", lambda *a, **k: made.append(Board(*a, **k)) or made[-1])
+    monkeypatch.setattr("tensorboardX.SummaryWriter", lambda *a, **k: made.append(Board(*a, **k)) or made[-1])
     return made
 
 

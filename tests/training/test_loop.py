@@ -251,7 +251,7 @@ def test_an_interrupted_run_continues(method, dataset, tmp_path, num_seeds):
                 signal.raise_signal(signal.SIGINT)
 
     whole, handler = run(method, dataset, 14, num_seeds=num_seeds), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=rf"avb: stopped at step (8|12) of 14, saved in {tmp_path}; the same command"):
+    with pytest.raises(Interrupted, match=rf"avb: stopped at step (8|12) of 14, saved in {tmp_path}, from which it continues"):
         run(method, dataset, 14, tmp_path, num_seeds=num_seeds, checkpoint_every=100, callbacks=[Stopping()])
     assert signal.getsignal(signal.SIGINT) is handler
     continued = run(method, dataset, 14, tmp_path, num_seeds=num_seeds)

@@ -84,7 +84,7 @@ def test_two_processes_stop_and_continue_together(tmp_path):
     running[1].send_signal(signal.SIGTERM)
     for status, _, errors in finish(running):
         assert status == 130, errors
-        assert "the same command continues it" in errors
+        assert "from which it continues" in errors
     stopped = lines(tmp_path)[-1]["step"]
     assert stopped < 400
     assert (tmp_path / "checkpoints" / "avb" / str(stopped)).is_dir()

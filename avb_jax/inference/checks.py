@@ -1,0 +1,230 @@
+"""What can be said of a fitted q(z) without T: its ELBO between two bounds, the evidence, and how far to believe either.
+
+A semi-implicit q(z) = E_u N(z; mean(u), diag std(u)^2) with u ~ N(0, I) is bounded from both sides by importance sampling over
+u, from any proposal tau(u|z) (Sobolev & Vetrov 2019): with z drawn at u_0, u_1 .. u_K from tau(.|z), and the weights
+w_k = N(z; mean(u_k), diag std(u_k)^2) N(u_k; 0, I) / tau(u_k|z),
+
+    E log (1 / (K + 1)) sum_{k=0..K} w_k  >=  E log q(z)  >=  E log (1 / K) sum_{k=1..K} w_k.
+
+p~(z) over the first mean is an unbiased estimate of p~'s integral, whatever K is (as in their bound): the same draws are
+importance samples of z. Tau is half N(0, I), half the Laplace approximation of q(u|z), which Gauss and Newton's method finds.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avb_jax.evaluation.examples import pareto_k, sum_up
+from avb_jax.types import Array, PyTree, UserError
+
+BLOCK = 250  # draws of z at once
+DRAWS, WATCHED = 10_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
+INNER = 256  # K
+STARTS = 4  # of that method
+ITERATIONS = 8  # of Gauss and Newton's method
+SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
+TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
+APART = 0.1  # nats between q's bounds, and between T and them, that are worth a word
+
+
+class Weighed(NamedTuple):
+    """Draws of q, weighed; nats."""
+
+    z: np.ndarray  # [N, Z]
+    log_density: np.ndarray  # [N] log p~(z)
+    upper: np.ndarray  # [N] on average above log q(z); p~(z) / exp(upper) is an unbiased estimate of p~'s integral
+    lower: np.ndarray  # [N] on average below log q(z)
+
+    @property
+    def log_weight(self) -> np.ndarray:
+        """Log of the importance weights [N]."""
+        return self.log_density - self.upper
+
+
+class Diagnostics(NamedTuple):
+    """What is known of a fit; nats. As text it says whether to believe it.
+
+    None of it can see a mode of the density in which q has no draw at all: compare several seeds.
+    """
+
+    elbo_lower: float | None  # q's own ELBO, E_q[log p~ - log q], on average from below; None where q has no density to bound
+    elbo_upper: float | None  # and from above
+    elbo_error: float | None  # standard error of both, over draws
+    log_evidence: float | None  # log of p~'s integral, by importance sampling from q
+    log_evidence_error: float | None  # its standard error, which holds where `pareto_k` is at most 0.7
+    effective_share: float | None  # effective sample size over the number of draws
+    pareto_k: float | None  # of the weights' tail
+    elbo_under_t: float | None = None  # E_q[log p~ - T - log r], as good as T; None without a T
+    elbo_under_t_error: float | None = None
+    adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where q = r, near 0 where T saturates
+    adversary_accuracy: float | None = None  # in [0, 1]
+    kl_contrast: float | None = None  # KL(q(z), r(z)) under T: how far q is from the Gaussian of its moments; below 0, T is off
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against believing it, each with its remedy; empty where nothing does."""
+        if self.elbo_lower is None:
+            return ["q has no density to check T by: give it a Gaussian share (gaussian_share above 0)"]
+        found, width = [], self.elbo_upper - self.elbo_lower
+        if not np.isfinite([self.elbo_lower, self.log_evidence]).all():
+            return ["draws of q have no finite density: lower sampler_rate, or give start"]
+        if width > APART:
+            found.append(
+                f"the bounds on q's own ELBO lie {width:.2g} nats apart: q is sharper than they resolve; raise gaussian_share"
+            )
+        if not self.pareto_k <= TAIL:
+            found.append(
+                f"Pareto k is {self.pareto_k:.2f}, over {TAIL}: q's tails are too light somewhere, and neither "
+                "log_evidence nor resample is to be believed; raise steps or gaussian_share"
+            )
+        if self.elbo_under_t is not None:
+            excess, error = self.elbo_under_t - self.elbo_upper, np.hypot(self.elbo_error, self.elbo_under_t_error)
+            if excess > max(APART, 3.0 * error):
+                found.append(f"T puts the ELBO {excess:.2g} nats above what q's can be, behind the sampler: lower sampler_rate")
+        return found
+
+    def __str__(self) -> str:
+        if self.elbo_lower is None:
+            of_t = f"ELBO under T {self.elbo_under_t:.3f} +- {self.elbo_under_t_error:.3f}"
+            return f"{of_t}, which nothing vouches for: {self.doubts[0]}."
+        width = self.elbo_upper - self.elbo_lower
+        lines = [
+            f"q's ELBO is {self.elbo_lower:.3f} to {self.elbo_upper:.3f} (width {width:.2g}), +- {self.elbo_error:.2g}; "
+            f"log evidence {self.log_evidence:.3f} +- {self.log_evidence_error:.2g} (Pareto k {self.pareto_k:.2f}, effective "
+            f"share {self.effective_share:.0%}), so q is about {max(0.0, self.log_evidence - self.elbo_lower):.2g} nats from "
+            "the density."
+        ]
+        if self.elbo_under_t is not None:
+            lines.append(f"T says an ELBO of {self.elbo_under_t:.3f} and a loss of {self.adversary_loss:.3f}.")
+        lines += [f"Do not believe it: {doubt}." for doubt in self.doubts] or [
+            "Nothing speaks against it. (A mode that q has nowhere would not show: compare seeds.)"
+        ]
+        return "\n".join(lines)
+
+
+class Weigher:
+    """Draws of a semi-implicit q with bounds on log q at each, by one compiled program whatever their number and q's params.
+
+    Args:
+      conditional: (params, u [B, U]) -> mean and std [B, Z] of z given u.
+      log_density: z [Z] -> log p~(z) [].
+      dim: Z.
+      noise_dim: U.
+      inner: K.
+    """
+
+    def __init__(self, conditional: Callable, log_density: Callable, dim: int, noise_dim: int, inner: int = INNER):
+        def one(params: PyTree, key: Array) -> Weighed:
+            given = functools.partial(conditional, params)
+            u_key, z_key, tau_key = jax.random.split(key, 3)
+            own = jax.random.normal(u_key, (noise_dim,))
+            mean, std = _at(given, own)
+            z = mean + std * jax.random.normal(z_key, (dim,))
+            log_weight = _log_weights(tau_key, given, z, own, inner)
+            total = jax.nn.logsumexp(log_weight[1:])
+            upper = jnp.logaddexp(total, log_weight[0]) - jnp.log(inner + 1.0)
+            return Weighed(z, log_density(z), upper, total - jnp.log(1.0 * inner))
+
+        self._block = jax.jit(jax.vmap(one, (None, 0)))
+
+    def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
+        """So many draws: NumPy arrays."""
+        keys = jax.random.split(key, -(-draws // BLOCK) * BLOCK).reshape(-1, BLOCK)
+        found = [jax.device_get(self._block(params, block)) for block in keys]
+        return Weighed(*(np.concatenate(parts)[:draws] for parts in zip(*found, strict=True)))
+
+
+def summarise(weighed: Weighed) -> dict[str, float]:
+    """The numbers of `Diagnostics` that need no T; not numbers where a draw has no finite density."""
+    below, above = (np.float64(weighed.log_density) - of_q for of_q in (weighed.upper, weighed.lower))
+    names = Diagnostics._fields[:7]
+    if not (np.isfinite(below).all() and np.isfinite(above).all()):
+        return dict.fromkeys(names, math.nan)
+    evidence, k = _of_weights(below)
+    error = below.std(ddof=1) / math.sqrt(len(below))
+    numbers = below.mean(), above.mean(), error, evidence.log_mean, evidence.standard_error
+    return dict(zip(names, map(float, (*numbers, evidence.effective_sample_size / len(below), k)), strict=True))
+
+
+_of_weights = jax.jit(lambda log_weight: (sum_up(log_weight), pareto_k(log_weight)))
+
+
+def check_finite(log_density: Callable[[Array], Array], z: Array, where: str) -> None:
+    """Refuses a density that is not a finite number, or has no finite gradient, at some z [N, Z].
+
+    Raises:
+      UserError: with the point.
+    """
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_density)))(z)
+    bad = np.flatnonzero(~(np.isfinite(values) & np.isfinite(slopes).all(axis=-1)))
+    if len(bad):
+        at = ", ".join(f"{number:.4g}" for number in np.asarray(z[bad[0]])[:8]) + (", ..." if z.shape[-1] > 8 else "")
+        value = float(values[bad[0]])
+        what = f"its gradient is not finite (and it is {value:.4g})" if np.isfinite(value) else f"it is {value:.4g}"
+        raise UserError(
+            f"log_density: at z = [{at}], {where}, {what} ({len(bad)} of {len(z)} points); q is over all of R^dim: give a "
+            "density that is finite there, transform z, or give start"
+        )
+
+
+def _at(conditional: Callable, u: Array) -> tuple[Array, Array]:
+    mean, std = conditional(u[None])
+    return mean[0], std[0]
+
+
+def _log_weights(key: Array, conditional: Callable, z: Array, own: Array, inner: int) -> Array:
+    """Log w [1 + K] of z's own u [U], and of K draws from tau(u|z)."""
+    size, starts = len(own), STARTS
+    first = jax.random.normal(jax.random.key(0), (starts, size)).at[0].set(0.0)
+    modes, jacobians = jax.vmap(lambda u: _laplace(conditional, z, u))(first)
+    precisions = jnp.eye(len(z)) + jacobians @ jnp.swapaxes(jacobians, 1, 2)
+    e_key, n_key, which_key = jax.random.split(key, 3)
+    prior = jax.random.normal(e_key, (inner, size))
+    which = jax.random.randint(which_key, (inner,), 0, 2 * starts)  # from N(0, I) where it is no mode's number
+    mode, jacobian, precision = (a[which % starts] for a in (modes, jacobians, precisions))
+    # A draw from the Gaussian posterior of u, given noisy linear observations of it, from one of both from the prior.
+    seen = jnp.einsum("kzu,ku->kz", jacobian, prior) + jax.random.normal(n_key, (inner, len(z)))
+    near = mode + prior - jnp.einsum("kzu,kz->ku", jacobian, jnp.linalg.solve(precision, seen[..., None])[..., 0])
+    u = jnp.concatenate([own[None], jnp.where(which[:, None] < starts, near, prior)])
+
+    constant = -0.5 * size * jnp.log(2.0 * jnp.pi)
+    log_prior = constant - 0.5 * jnp.sum(jnp.square(u), axis=-1)
+
+    def log_near(mode: Array, jacobian: Array, precision: Array) -> Array:
+        away = u - mode
+        square = jnp.sum(jnp.square(away), axis=-1) + jnp.sum(jnp.square(away @ jacobian.T), axis=-1)
+        return constant - 0.5 * square + 0.5 * jnp.linalg.slogdet(precision)[1]
+
+    modes_of = jax.nn.logsumexp(jax.vmap(log_near)(modes, jacobians, precisions), axis=0) - jnp.log(1.0 * starts)
+    log_tau = jnp.logaddexp(log_prior, modes_of) - jnp.log(2.0)
+    mean, std = conditional(u)
+    log_conditional = jnp.sum(jax.scipy.stats.norm.logpdf(z, mean, std), axis=-1)
+    return log_conditional + log_prior - log_tau
+
+
+def _laplace(conditional: Callable, z: Array, start: Array) -> tuple[Array, Array]:
+    """The mode [U] of q(u|z) next to a start [U], and J [Z, U], z's Jacobian there over std; u has precision I + J^T J."""
+
+    def log_posterior(u: Array) -> Array:
+        mean, std = _at(conditional, u)
+        return jnp.sum(jax.scipy.stats.norm.logpdf(z, mean, std)) - 0.5 * jnp.sum(jnp.square(u))
+
+    def linear(u: Array) -> tuple[Array, Array]:
+        jacobian, (mean, std) = jax.jacrev(lambda u: (_at(conditional, u)[0], _at(conditional, u)), has_aux=True)(u)
+        return jacobian / std[:, None], (z - mean) / std
+
+    def step(u: Array, _: None) -> tuple[Array, None]:
+        jacobian, residual = linear(u)
+        precision = jnp.eye(len(z)) + jacobian @ jacobian.T
+        target = jacobian.T @ jnp.linalg.solve(precision, residual + jacobian @ u)
+        candidates = u + jnp.asarray(SHORTENED)[:, None] * (target - u)
+        values = jax.vmap(log_posterior)(candidates)
+        return candidates[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))], None
+
+    mode = jax.lax.scan(step, start, length=ITERATIONS)[0]
+    return mode, linear(mode)[0]

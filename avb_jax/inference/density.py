@@ -1,0 +1,325 @@
+"""Methods for a density p~ that the user gives, without a data set: AVB, and semi-implicit variational inference.
+
+A sampler z = enc(eps) maximises E_q[log p~(z) - log q(z)], a lower bound on the log of the integral of p~. Under AVB
+(Mescheder, Nowozin & Geiger 2017, the later version: eight schools) T stands in for log q(z) - log r(z) of adaptive contrast;
+under SIVI (Yin & Zhou 2018) the mixture over a step's own draws of noise for q. Each is a `Method` whose `log_joint` is
+log p~(z): p~ is in the place of the prior, and an example x has no numbers, so that there is nothing to decode.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from numpyro import distributions as dist
+
+from avb_jax import contrast as contrasts
+from avb_jax import networks, players
+from avb_jax.method import Method, identity
+from avb_jax.methods import avb, generator
+from avb_jax.methods.bound import check_semi_implicit
+from avb_jax.methods.settings import at_least, check_settings
+from avb_jax.methods.uivi import chain_of_noise
+from avb_jax.methods.update import Generative, adversarial_step, apply_gradients
+from avb_jax.semi_implicit import upper_log_density
+from avb_jax.streams import stream
+from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
+
+ADAPTIVE = contrasts.GaussianContrast()
+
+
+class Density(dist.Distribution):
+    """The user's density p~ over R^dim, up to a factor, as a distribution that cannot be sampled."""
+
+    support = dist.constraints.real_vector
+    pytree_aux_fields = ("log_density",)
+
+    def __init__(self, log_density: Callable[[Array], Array], dim: int):
+        """Takes log p~ of one z [dim]."""
+        self.log_density = log_density
+        super().__init__(event_shape=(dim,), validate_args=False)
+
+    def log_prob(self, value: Array) -> Array:
+        """Log p~(z) [...] of z [..., Z]: nats, up to a constant."""
+        return jnp.vectorize(self.log_density, signature="(z)->()")(value)
+
+
+class LogDensityNetwork(nn.Module):
+    """log q(z), up to a constant, of z as r standardises it; maps x [B, 0] and z [B, Z] to [B], and starts at 0."""
+
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array) -> Array:
+        return networks.LatentAdversary(self.widths, name="log_q")(x, z)
+
+
+class Info(NamedTuple):
+    """What a step is observed by, per draw [B] and in nats."""
+
+    elbo: Array  # log p~(z) - T(z) - log r(z): an estimate of a bound on the log of p~'s integral, as good as T
+    adversary_loss: Array  # eq. 3.3
+    adversary_accuracy: Array  # as in AdversaryTerms
+    adversary_saturation: Array  # as in AdversaryTerms
+
+
+class BoundInfo(NamedTuple):
+    """What a step without a T is observed by, per draw [B] and in nats."""
+
+    elbo: Array  # log p~(z) less the log density of the mixture: on average at most the log of p~'s integral
+
+
+def negative_bound(
+    params: Players,
+    adversary: PyTree,
+    collections: Players,
+    draws: Draws,
+    *,
+    networks: Players,
+    density: Density,
+    contrast: contrasts.GaussianContrast,
+    beta: Array | float = 1.0,
+    train: bool = True,
+) -> tuple[Array, Generative]:
+    """E_q[T(z) + log r(z) - log p~(z)] at z = enc(noise): KL(q, p~), as far as T is log q(z) - log r(z).
+
+    Args:
+      params: of which the encoder's are read.
+      adversary: T's params.
+      collections: every player's.
+      draws: x [B, 0], noise [S, B, N], z_prior [S, B, Z] from N(0, I).
+      networks: encoder and adversary.
+      density: p~.
+      contrast: how r's moments are found.
+      beta: not used; `adversarial_step` gives it to every method's loss.
+      train: whether batch normalisation uses this batch.
+
+    Returns:
+      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` [2, S, B, Z], its draws
+      and r's as T sees them.
+    """
+    del beta
+    drawn, encoder = contrasts.encode(
+        contrast, density, networks.encoder, params.encoder, collections.encoder, draws, train=train
+    )
+    t, _ = avb.both_sides(
+        adversary,
+        collections,
+        draws.x,
+        drawn.compared,
+        networks=networks,
+        prior=density,
+        contrast=contrast,
+        minus_log_prior=True,
+        train=train,
+    )
+    kl = jnp.mean(t[0] + drawn.log_ratio, axis=0)
+    terms = Terms(jnp.zeros_like(kl), kl)
+    return jnp.mean(kl), Generative(terms, drawn.compared, collections._replace(encoder=encoder))
+
+
+def density_method(
+    log_density: Callable[[Array], Array],
+    dim: int,
+    sampler: Any,
+    adversary: Any,
+    *,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    contrast: contrasts.GaussianContrast = ADAPTIVE,
+    adversary_steps: int = 1,
+) -> Method:
+    """AVB with adaptive contrast for a density.
+
+    T is the adversary's output plus |z|^2 / 2 at z as r standardises it: T + log r, which the sampler is trained on, is that
+    output up to a constant. Where q has few draws nothing teaches the network, and it continues about linearly. Were T itself
+    the network, the sampler would there be rewarded by -log r, which rises as a square: the arms of the tests' banana grew too
+    long.
+
+    Args:
+      log_density: z [dim] -> log p~(z) [], nats, up to a constant, differentiable, over all of R^dim.
+      dim: of z.
+      sampler: (x [B, 0], noise [B, N]) -> z [B, Z], or a `Posterior` with r's moments; `networks.Sampler`, for one.
+      adversary: (x [B, 0], z [B, Z]) -> log q(z) [B] up to a constant, at z as r standardises it.
+      optimizers: an optax optimiser per player, or one for both.
+      noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
+      contrast: how r's moments are found where the sampler does not give them.
+      adversary_steps: adversary updates per step (section 3.2).
+
+    Returns:
+      A `Method` for x [B, 0], whose `sample` draws z [count, Z] from q, whose `log_joint` is log p~(z), and whose `elbo` is the
+      bound under T. It has no decoder.
+
+    Raises:
+      UserError: a setting out of its range, or a density that does not return one number.
+    """
+    check_settings(
+        dim=at_least(dim, 1),
+        noise_dim=at_least(noise_dim, 1),
+        adversary_steps=at_least(adversary_steps, 1),
+    )
+    check_density(log_density, dim)
+    density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
+    networks = players.prepare(Players(sampler, None, adversary), optimizers, density, ("adversary",))
+    base = contrast.base(density)
+    loss = functools.partial(negative_bound, networks=networks, density=density, contrast=contrast)
+    loss_of_t = functools.partial(avb.adversary_loss, networks=networks, prior=density, contrast=contrast, minus_log_prior=True)
+    encode = generator.posterior_of(networks.encoder, noise_dim, dim)
+
+    def draw(key: Array, x: Array, draws: int = 1) -> Draws:
+        return players.draw(key, x, base, noise_dim, draws)
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, density, noise_dim)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
+        state, terms, of_t = adversarial_step(
+            key,
+            state,
+            draw=lambda key: draw(key, x),
+            loss=loss,
+            adversary_loss=loss_of_t,
+            optimizers=optimizers,
+            adversary_steps=adversary_steps,
+            reduce=reduce,
+        )
+        return state, Info(terms.elbo, of_t.loss, of_t.accuracy, of_t.saturation)
+
+    def sample(key: Array, state: State, count: int) -> Array:
+        return encode(key, state, jnp.zeros((count, 0))).z
+
+    def log_joint(state: State, x: Array, z: Array) -> Array:
+        del state, x
+        return density.log_prob(z)
+
+    def elbo(key: Array, state: State, x: Array) -> Terms:
+        return loss(state.params, state.params.adversary, state.collections, draw(key, x), train=False)[1].terms
+
+    def evaluate_adversary(key: Array, state: State, x: Array, draws: int = 1) -> AdversaryTerms:
+        drawn = draw(key, x, draws)
+        _, generative = loss(state.params, state.params.adversary, state.collections, drawn, train=False)
+        _, (terms, _) = loss_of_t(state.params.adversary, state.collections, drawn, generative.compared, train=False)
+        return terms._replace(kl=generative.terms.kl)
+
+    return Method("avb", init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, adversary=evaluate_adversary)
+
+
+def semi_implicit_method(
+    log_density: Callable[[Array], Array],
+    dim: int,
+    sampler: Any,
+    *,
+    optimizers: Players | optax.GradientTransformation,
+    noise_dim: int,
+    unbiased: bool = False,
+    burn_in: int = 5,
+    chain_steps: int = 5,
+    leapfrog_steps: int = 5,
+    step_size: float = 0.1,
+) -> Method:
+    """Semi-implicit variational inference (Yin & Zhou 2018) for a density, or its `unbiased` form (Titsias & Ruiz 2019): no T.
+
+    Each of a step's B draws is scored by the mixture of all B conditionals, its own among them: on average at least log q, by
+    I(z; u) - log B or more where the conditionals lie further apart than B draws of u can fill. Unbiased, Hamiltonian Monte
+    Carlo on the noise gives the gradient of log q itself, as in `avb_jax.uivi`.
+
+    Args:
+      log_density: as in `density_method`.
+      dim: of z.
+      sampler: (x [B, 0], noise [B, N]) -> a `Posterior` with conditional moments; `networks.Sampler`, for one.
+      optimizers: an optax optimiser, or one per player, of which the encoder's is used.
+      noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
+      unbiased: whether it is UIVI.
+      burn_in: UIVI's, as in `avb_jax.uivi`.
+      chain_steps: likewise.
+      leapfrog_steps: likewise.
+      step_size: likewise.
+
+    Returns:
+      A `Method` as `density_method`'s, without an adversary.
+
+    Raises:
+      UserError: a setting out of its range, a density that does not return one number, or a sampler that is not semi-implicit.
+    """
+    check_settings(dim=at_least(dim, 1), noise_dim=at_least(noise_dim, 1))
+    check_density(log_density, dim)
+    density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
+    networks = players.prepare(Players(sampler), optimizers, density, ("encoder",))
+    encode = generator.posterior_of(networks.encoder, noise_dim, dim)
+
+    def posterior_of(params: PyTree, collections: dict, noise: Array, train: bool) -> tuple[Posterior, dict]:
+        """Noise [B, 1, N]: B draws for one example without numbers."""
+        found = players.encode(networks.encoder, params, collections, jnp.zeros((1, 0)), noise, dim, train=train)
+        check_semi_implicit(found[0], networks)
+        return found
+
+    def mixture(params: Players, collections: Players, key: Array, count: int, *, train: bool = True):
+        noise = players.draw(key, jnp.zeros((1, 0)), None, noise_dim, count).noise
+        posterior, encoder = posterior_of(params.encoder, collections.encoder, noise, train)
+        kl = jnp.squeeze(upper_log_density(posterior.z, posterior.conditional) - density.log_prob(posterior.z), axis=1)
+        return jnp.mean(kl), (-kl, collections._replace(encoder=encoder))
+
+    def by_chains(params: Players, collections: Players, key: Array, count: int):
+        noise = players.draw(key, jnp.zeros((1, 0)), None, noise_dim, count).noise
+
+        def given(noise: Array) -> tuple[Array, Array]:
+            fixed = jax.lax.stop_gradient(params.encoder)
+            return posterior_of(fixed, collections.encoder, noise[:, None], False)[0].conditional  # [N, 1, Z] each
+
+        posterior, encoder = posterior_of(params.encoder, collections.encoder, noise, True)
+        z = posterior.z[:, 0]
+        fixed = jax.lax.stop_gradient(z)
+        chain = functools.partial(chain_of_noise, steps=burn_in + chain_steps, leapfrog_steps=leapfrog_steps, size=step_size)
+
+        def chains(key: Array, z: Array, noise: Array) -> Array:
+            def encode(x: Array, u: Array) -> Posterior:
+                return Posterior(None, conditional=tuple(moment[:, 0] for moment in given(u)))
+
+            return chain(key, encode, noise, z, noise)
+
+        others = jax.vmap(chains)(jax.random.split(stream(key, "chains"), count), fixed, noise[:, 0])[:, burn_in:]  # [B, M, N]
+        mean, std = (moment.reshape(count, -1, dim) for moment in given(others.reshape(-1, noise_dim)))
+        log_q = jax.scipy.stats.norm.logpdf(fixed[:, None], mean, std).sum(axis=-1)
+        score = jnp.mean((mean - fixed[:, None]) / jnp.square(std), axis=1)  # of log q(z)
+        log_p = density.log_prob(z)
+        loss = jnp.mean(jnp.sum(jax.lax.stop_gradient(score) * z, axis=-1) - log_p)
+        # E 1 / q(z|noise) over noise from q(noise|z) is 1 / q(z): on average too large, as `avb_jax.uivi`'s.
+        elbo = jax.lax.stop_gradient(log_p) + jax.nn.logsumexp(-log_q, axis=1) - jnp.log(chain_steps)
+        return loss, (elbo, collections._replace(encoder=encoder))
+
+    def init(key: Array, x: Array) -> State:
+        return players.init(key, x, networks, optimizers, density, noise_dim)
+
+    def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, BoundInfo]:
+        loss = jax.grad(by_chains if unbiased else mixture, has_aux=True)
+        gradients, (elbo, after) = loss(state.params, state.collections, key, len(x))
+        state = apply_gradients(state._replace(collections=after), reduce(gradients), optimizers)
+        return state._replace(step=state.step + 1), BoundInfo(elbo)
+
+    def sample(key: Array, state: State, count: int) -> Array:
+        return encode(key, state, jnp.zeros((count, 0))).z
+
+    def log_joint(state: State, x: Array, z: Array) -> Array:
+        del state, x
+        return density.log_prob(z)
+
+    def elbo(key: Array, state: State, x: Array) -> Terms:
+        bound = mixture(state.params, state.collections, key, len(x), train=False)[1][0]
+        return Terms(jnp.zeros_like(bound), -bound)
+
+    name = "uivi" if unbiased else "sivi"
+    return Method(name, init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, semi_implicit=True)
+
+
+def check_density(log_density: Callable[[Array], Array], dim: int) -> None:
+    """Refuses what does not return one number for one z.
+
+    Raises:
+      UserError: it does not.
+    """
+    found = jax.eval_shape(log_density, jnp.zeros(dim))
+    if getattr(found, "shape", None) != ():
+        raise UserError(f"log_density: returned {found} at z [{dim}]; it must return one number for one z")

@@ -1,0 +1,81 @@
+"""A look at q while it is fitted, by bounds that do not use T: the best State is kept, and a fit that is done ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avb_jax.inference.checks import APART, TAIL, WATCHED, Weigher, summarise
+from avb_jax.streams import stream
+from avb_jax.training import checkpoints
+from avb_jax.training.callbacks import Callback, Run, short
+from avb_jax.transforms.ema import averaged
+from avb_jax.types import State
+
+FIELDS = ("elbo_lower", "elbo_upper", "log_evidence", "log_evidence_error", "pareto_k")
+
+
+class Watch(Callback):
+    """At each checkpoint bounds q's own ELBO, keeps the State in which it was best, of each seed, and ends what is done.
+
+    `best` is that State, with an axis of seeds where there is one.
+    """
+
+    def __init__(self, weigher: Weigher, tolerance: float, quiet: bool = False):
+        """Takes what draws and weighs, and the KL in nats at which a fit is done."""
+        self._weigher, self._tolerance, self._quiet = weigher, tolerance, quiet
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        self._key = stream(jax.random.key(run.seed), "watch")
+        self.best, self._bounds = None, np.full(run.num_seeds or 1, -np.inf)
+        self._folder = None if run.workdir is None else run.workdir / "best" / run.name
+        if self._folder is None:
+            return
+        checkpoints.remove(self._folder, [step for step in checkpoints.steps(self._folder) if step > run.start])
+
+    def checkpoint(self, step: int, state: State) -> bool:
+        """Whether every seed's q is within the tolerance of the density."""
+        if self.best is None and self._folder is not None and checkpoints.steps(self._folder):
+            self.best = checkpoints.restore(self._folder, state)
+            self._bounds = self._numbers(self.best)["elbo_lower"]
+        numbers = self._numbers(state)
+        self.run.record(step, {f"checked_{field}": numbers[field] for field in FIELDS})
+        better = numbers["elbo_lower"] > self._bounds
+        if self.best is None:
+            self.best = state
+        elif better.any():
+            mask = better if self.run.num_seeds is not None else better[0]
+            self.best = jax.tree.map(
+                lambda new, old: jnp.where(jnp.reshape(mask, (-1,) + (1,) * (new.ndim - 1)) if mask.ndim else mask, new, old),
+                state,
+                self.best,
+            )
+        self._bounds = np.where(better, numbers["elbo_lower"], self._bounds)
+        if self._folder is not None and (better.any() or not checkpoints.steps(self._folder)):
+            checkpoints.save(self._folder, step, self.best, kept=1)
+        self._say(step, numbers)
+        gap, width = (numbers[field] - numbers["elbo_lower"] for field in ("log_evidence", "elbo_upper"))
+        return bool(np.all((gap < self._tolerance) & (width < APART) & (numbers["pareto_k"] < TAIL)))
+
+    def _numbers(self, state: State) -> dict[str, np.ndarray]:
+        """Each [seeds]; -inf for an ELBO that is no number."""
+        weighed = (self._weigher(averaged(one).params.encoder, self._key, WATCHED) for one in self.run.per_seed(state))
+        found = [summarise(one) for one in weighed]
+        numbers = {field: np.array([one[field] for one in found]) for field in found[0]}
+        return numbers | {"elbo_lower": np.nan_to_num(numbers["elbo_lower"], nan=-np.inf)}
+
+    def _say(self, step: int, numbers: dict[str, np.ndarray]) -> None:
+        if self._quiet:
+            return
+        for seed in range(len(self._bounds)):
+            of = {field: short(values[seed]) for field, values in numbers.items()}
+            which = f" (seed number {seed})" if len(self._bounds) > 1 else ""
+            back = (
+                ""
+                if numbers["elbo_lower"][seed] >= self._bounds[seed]
+                else f"; the best so far has {short(self._bounds[seed])}"
+            )
+            self.run.note(
+                f"step {step}{which}: q's own ELBO {of['elbo_lower']} to {of['elbo_upper']}{back}, log evidence "
+                f"{of['log_evidence']} +- {of['log_evidence_error']} (Pareto k {of['pareto_k']})"
+            )

@@ -1,0 +1,3 @@
+"""The version, which packaging reads."""
+
+__version__ = "0.4.0"

@@ -1,0 +1,1 @@
+"""Tests of `avb_jax.inference`."""

@@ -1,0 +1,106 @@
+"""Bounds on a sampler's own density, and what is said of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from avb_jax import UserError
+from avb_jax.inference.checks import Diagnostics, Weigher, check_finite, summarise
+
+KEY = jax.random.key(7)
+
+
+def linear(matrix, mean, std):
+    """Moments of z given u where q is Gaussian, and q."""
+
+    def conditional(u):
+        center = mean + u @ matrix.T
+        return center, jnp.broadcast_to(std, center.shape)
+
+    return conditional, stats.multivariate_normal(mean, matrix @ matrix.T + np.diag(np.square(std)))
+
+
+@pytest.mark.parametrize("size", [2, 30])
+def test_a_gaussian_is_known(size):
+    """Where z is linear in u, Gauss and Newton's method ends after a step, and both bounds are log q in any dimension."""
+    generator = np.random.default_rng(0)
+    matrix, mean = generator.standard_normal((size, size + 5)), generator.standard_normal(size)
+    conditional, q = linear(matrix, mean, np.linspace(0.1, 0.3, size))
+    found = Weigher(lambda _, u: conditional(u), lambda z: -0.5 * jnp.sum(z**2), size, size + 5, 64)(None, KEY, 200)
+    exact = q.logpdf(np.float64(found.z))
+    np.testing.assert_allclose(found.upper, exact, atol=1.0)
+    assert abs(np.mean(found.upper - exact)) < 0.03
+    assert abs(np.mean(found.lower - exact)) < 0.03
+    np.testing.assert_allclose(found.log_density, -0.5 * np.square(found.z).sum(axis=1), rtol=1e-4)
+    distance = (np.float64(found.z) - mean) @ np.linalg.inv(q.cov) * (np.float64(found.z) - mean)
+    assert abs(distance.sum(axis=1).mean() - size) < 4 * np.sqrt(2 * size / 200)
+
+
+def bent(u):
+    """Z given u for u in two dimensions, of which the second bends z; std depends on u too."""
+    return u[:, :1] + jnp.sin(3.0 * u[:, 1:]), 0.1 + 0.05 * jnp.square(u[:, 1:])
+
+
+def test_a_bent_q_lies_between_its_bounds():
+    """Against quadrature over u; few draws of u leave them apart, more bring them together."""
+    grid = np.linspace(-5, 5, 801)
+    u = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
+    mean, std = (np.float64(moment)[:, 0] for moment in bent(jnp.asarray(u, jnp.float32)))
+    weight = stats.norm.pdf(u).prod(axis=1) * (grid[1] - grid[0]) ** 2
+    widths = []
+    for inner in (4, 1024):
+        found = Weigher(lambda _, u: bent(u), lambda z: 0.0 * z[0], 1, 2, inner)(None, KEY, 2000)
+        at = np.sort(np.float64(found.z)[:, 0])[::40]
+        exact = np.log(np.sum(weight * stats.norm.pdf(at[:, None], mean, std), axis=1))
+        exact = np.interp(np.float64(found.z)[:, 0], at, exact)
+        for away in (exact - found.lower, found.upper - exact):
+            assert away.mean() > -4 * away.std() / np.sqrt(len(away))
+        widths.append(float(np.mean(found.upper - found.lower)))
+    assert widths[1] < 0.03 < 0.1 < widths[0]
+
+
+@pytest.mark.parametrize("inner", [16, 64])
+def test_the_evidence_is_unbiased_however_many_inner_draws(inner):
+    """The mean weight is p~'s integral, 3, even where few draws of u bound q."""
+
+    def log_density(z):
+        return jax.scipy.stats.norm.logpdf(z[0]) + jnp.log(3.0)
+
+    found = Weigher(lambda _, u: bent(u), log_density, 1, 2, inner)(None, KEY, 20_000)
+    weight = np.exp(np.float64(found.log_weight))
+    assert abs(weight.mean() - 3) < 4 * weight.std() / np.sqrt(len(weight))
+    numbers = summarise(found)
+    assert abs(numbers["log_evidence"] - np.log(3)) < 4 * numbers["log_evidence_error"]
+    np.testing.assert_allclose(numbers["log_evidence_error"], weight.std() / weight.mean() / np.sqrt(len(weight)), rtol=0.02)
+    assert numbers["elbo_lower"] < np.log(3)
+    np.testing.assert_allclose(numbers["elbo_error"], found.log_weight.std() / np.sqrt(len(weight)), rtol=0.02)
+
+
+SOUND = Diagnostics(-1.0, -0.98, 0.01, -0.95, 0.01, 0.8, 0.2, -0.97, 0.01, 1.2, 0.6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "Nothing speaks against it"),
+        ({"elbo_upper": -0.5}, "0.5 nats apart: q is sharper"),
+        ({"pareto_k": 0.9}, "Pareto k is 0.90, over 0.7"),
+        ({"pareto_k": float("nan")}, "Pareto k is nan"),
+        ({"elbo_under_t": -0.5}, "T puts the ELBO 0.48 nats above"),
+        ({"elbo_lower": float("nan")}, "have no finite density"),
+        ({"elbo_lower": None}, "which nothing vouches for"),
+    ],
+)
+def test_what_is_said(changes, words):
+    found = SOUND._replace(**changes)
+    assert words in str(found)
+    assert bool(found.doubts) == bool(changes)
+
+
+def test_a_point_that_is_not_finite_is_named():
+    z = jnp.array([[1.0, 2.0], [-1.0, 3.0]])
+    with pytest.raises(UserError, match=r"log_density: at z = \[-1, 3\], here, it is nan \(1 of 2 points\)"):
+        check_finite(lambda z: jnp.log(z[0]), z, "here")
+    check_finite(lambda z: jnp.sum(z), z, "here")
