@@ -70,8 +70,8 @@ def from_linen(module: nn.Module) -> Network:
 def from_nnx(make: Callable, *, shares_x: bool = False) -> Network:
     """A Flax NNX module.
 
-    Its `Param`s are params; every other variable (batch statistics, counts of random numbers) is a collection and changes in
-    training alone, for which the module is put into its training mode.
+    Its params (`nnx.Param`) are params; every other variable (batch statistics, counts of random numbers) is a collection and
+    changes in training alone, for which the module is put into its training mode.
 
     Args:
       make: rngs -> the module.

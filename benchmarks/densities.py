@@ -35,6 +35,7 @@ from avb_jax import Callback, inference
 from avb_jax.evaluation import knn
 from avb_jax.evaluation.image_quality import sliced_wasserstein
 from avb_jax.types import UserError
+from experiments import launch
 from experiments.eight_schools import SIGMA, Y, log_evidence, schools
 
 TARGETS_OF = flags.DEFINE_list("targets", None, "Which densities; all by default.")
@@ -216,7 +217,6 @@ def ours(method: str, target: Target, seed: int, seconds: float):
         "elbo": fit.bound,
         "doubts": len(fit.diagnostics.doubts),
         "steps": steps,
-        "resampled": fit.resample(jax.random.key(seed), DRAWS),
     }
 
 
@@ -321,6 +321,7 @@ def table(lines: list[dict]) -> str:
 def main(argv: list[str]) -> None:
     """The table."""
     del argv
+    launch.keep_programs()
     out = pathlib.Path(OUT.value) if OUT.value else None
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     there = {(line["target"], line["method"], line["seed"]) for line in lines}
@@ -349,7 +350,6 @@ def main(argv: list[str]) -> None:
                 except (UserError, RuntimeError, ValueError) as error:
                     keep(name, method, seed, {"failed": f"{type(error).__name__}: {error}"[:200]})
                     continue
-                resampled = extra.pop("resampled", None)
                 for quantity in ("elbo", "log_evidence"):
                     if target.log_evidence is None or extra.get(quantity) is None:
                         extra.pop(quantity, None)
@@ -357,8 +357,6 @@ def main(argv: list[str]) -> None:
                         extra[quantity] -= target.log_evidence
                 seconds = {"seconds": time.perf_counter() - begun}
                 keep(name, method, seed, {**found, **extra, **seconds})
-                if resampled is not None:
-                    keep(name, f"{method}, resampled", seed, distances(resampled, exact, scale))
     print(f"\n{jax.devices()[0].device_kind}, jax {jax.__version__}; {SECONDS.value:g} seconds of training, {DRAWS:,} draws")
     print(table(lines))
 

@@ -1,6 +1,7 @@
 """Sphinx's settings: `sphinx-build -W docs build/docs`."""
 
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -38,6 +39,17 @@ def _fields_page(app):
     pathlib.Path(__file__).with_name("guides").joinpath("fields.md").write_text("\n".join(lines) + "\n")
 
 
+def _plain(app, what, name, obj, options, lines):
+    """Docstrings are plain text: shapes as [B, *x] and norms as |z| are no markup, and `names` are code."""
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith((">>>", "...", ".. ")):
+            continue
+        parts = re.split(r"(`[^`]+`)", line)
+        parts = [f"`{part}`" if part.startswith("`") else re.sub(r"(?<!\\)([*|])", r"\\\1", part) for part in parts]
+        lines[i] = "".join(parts)
+
+
 def setup(app):
     """Writes what is derived before it is read."""
     app.connect("builder-inited", _fields_page)
+    app.connect("autodoc-process-docstring", _plain, priority=600)

@@ -59,13 +59,16 @@ def codes(z: np.ndarray, labels: np.ndarray | None, title: str, names: Sequence[
     colours = COLOURS if len(kinds) <= len(COLOURS) else colormaps["tab10" if len(kinds) <= 10 else "tab20"].colors
     for i, kind in enumerate(kinds):
         own = z if kind is None else z[labels == kind]
-        panel.scatter(*own.T, s=3, alpha=0.6, linewidths=0, color=colours[i % len(colours)], label=kind)
+        panel.scatter(
+            *own.T, s=3 if len(z) > 1000 else 12, alpha=0.6, linewidths=0, color=colours[i % len(colours)], label=kind
+        )
     panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
     limit = max(4.0, 1.05 * float(np.quantile(np.abs(z), 0.999)))
     panel.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=names[0], ylabel=names[1])
     panel.set_title(title, fontsize=11)
     if labels is not None:
-        legend = figure.legend(loc="outside lower center", ncols=10, markerscale=4, frameon=False, fontsize=9)
+        spacing = {"columnspacing": 0.9, "handletextpad": 0.0}
+        legend = figure.legend(loc="outside lower center", ncols=10, markerscale=3, frameon=False, fontsize=9, **spacing)
         for handle in legend.legend_handles:
             handle.set_alpha(1)
     return figure

@@ -55,6 +55,11 @@ class GaussianEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:
+        if noise.shape[-1] != self.latent_dim:
+            raise UserError(
+                f"noise_dim={noise.shape[-1]}: GaussianEncoder draws z as mean + std * noise; set it to latent_dim="
+                f"{self.latent_dim}"
+            )
         mean, std = gaussian_heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
         return Posterior(mean + std * noise, mean, std, gaussian=True)
 

@@ -39,7 +39,8 @@ class Finished(NamedTuple):
 
 def arguments(workdir, *fields, config=None) -> list[str]:
     flags_of = [f"--config={config}"] if config else []
-    return [*flags_of, *(f"--config.{field}" for field in fields), f"--workdir={workdir}"]
+    where = [] if workdir is None else [f"--workdir={workdir}"]
+    return [*flags_of, *(f"--config.{field}" for field in fields), *where]
 
 
 def process(experiment, *given, **options) -> list[str]:
