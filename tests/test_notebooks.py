@@ -21,7 +21,7 @@ TINY = {
     "evaluation.images": 20,
     "latent_dim": 3,
 }
-KEPT = 400_000  # bytes of a notebook with its outputs
+KEPT = 500_000  # bytes of a notebook with its outputs
 
 
 def cells(name):

@@ -23,10 +23,10 @@ from avb_jax.evaluation.examples import pareto_k, sum_up
 from avb_jax.types import Array, PyTree, UserError
 
 BLOCK = 250  # draws of z at once
-DRAWS, WATCHED = 10_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
+DRAWS, WATCHED = 5_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
 INNER = 256  # K
-STARTS = 4  # of that method
-ITERATIONS = 8  # of Gauss and Newton's method
+STARTS = 2  # of that method
+ITERATIONS = 6  # of Gauss and Newton's method
 SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
 TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
 APART = 0.1  # nats between q's bounds, and between T and them, that are worth a word

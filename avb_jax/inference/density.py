@@ -7,6 +7,7 @@ log p~(z): p~ is in the place of the prior, and an example x has no numbers, so 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ from avb_jax.methods.bound import check_semi_implicit
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.uivi import chain_of_noise
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients
-from avb_jax.semi_implicit import upper_log_density
 from avb_jax.streams import stream
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
 
@@ -259,7 +259,8 @@ def semi_implicit_method(
     def mixture(params: Players, collections: Players, key: Array, count: int, *, train: bool = True):
         noise = players.draw(key, jnp.zeros((1, 0)), None, noise_dim, count).noise
         posterior, encoder = posterior_of(params.encoder, collections.encoder, noise, train)
-        kl = jnp.squeeze(upper_log_density(posterior.z, posterior.conditional) - density.log_prob(posterior.z), axis=1)
+        log_q = log_mixture(posterior.z[:, 0], *(moment[:, 0] for moment in posterior.conditional))
+        kl = log_q - density.log_prob(posterior.z[:, 0])
         return jnp.mean(kl), (-kl, collections._replace(encoder=encoder))
 
     def by_chains(params: Players, collections: Players, key: Array, count: int):
@@ -312,6 +313,19 @@ def semi_implicit_method(
 
     name = "uivi" if unbiased else "sivi"
     return Method(name, init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, semi_implicit=True)
+
+
+def log_mixture(z: Array, mean: Array, std: Array) -> Array:
+    """Log density [B] of z [B, Z] under the mixture of K Gaussians whose moments are [K, Z]; nats.
+
+    By products of matrices, about the means' own mean: several times as fast as differences of all pairs, and as exact while
+    the means lie within a few thousand standard deviations of each other.
+    """
+    center = jax.lax.stop_gradient(mean.mean(axis=0))
+    z, mean, precision = z - center, mean - center, 1.0 / jnp.square(std)
+    square = jnp.square(z) @ precision.T - 2.0 * z @ (mean * precision).T + jnp.sum(jnp.square(mean) * precision, axis=1)
+    log_scale = jnp.sum(jnp.log(std), axis=1) + 0.5 * z.shape[1] * math.log(2.0 * math.pi)
+    return jax.nn.logsumexp(-0.5 * square - log_scale, axis=1) - math.log(len(mean))
 
 
 def check_density(log_density: Callable[[Array], Array], dim: int) -> None:

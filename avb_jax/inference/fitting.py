@@ -32,7 +32,7 @@ from avb_jax.transforms import of_seed
 from avb_jax.transforms.ema import averaged, with_ema
 from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, UserError
 
-RATES = {"avb": 5e-4, "sivi": 2e-3, "uivi": 2e-3}  # the sampler's, by method; with a T it has to be slow
+RATES = {"avb": 2e-4, "sivi": 2e-3, "uivi": 2e-3}  # the sampler's, by method; with a T it has to be slow
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
@@ -81,7 +81,7 @@ def game(
     dim: int,
     *,
     method: str = "avb",
-    steps: int | None = 5000,
+    steps: int | None = 8000,
     noise_dim: int = 16,
     widths: Sequence[int] = (128, 128),
     gaussian_share: float = 0.05,
@@ -138,7 +138,7 @@ def fit(
     dim: int,
     *,
     method: str = "avb",
-    steps: int = 5000,
+    steps: int = 8000,
     batch_size: int = 512,
     seed: int = 0,
     num_seeds: int | None = None,
@@ -174,7 +174,7 @@ def fit(
         q that is sharper than T, or the bounds, resolve; no floor, since training may shrink it;
         adversary_widths, (256, 256): of T's network;
         adversary_steps, 2: updates of T per step (section 3.2);
-        sampler_rate, 5e-4 or without T 2e-3: Adam's, of the sampler, which has to be slow for T to follow; location and log
+        sampler_rate, 2e-4 or without T 2e-3: Adam's, of the sampler, which has to be slow for T to follow; location and log
         scale move ten times as fast;
         adversary_rate, 1e-3: Adam's, of T;
         clip, 10: largest norm of a gradient; densities are steep far from their modes, where the sampler may start.

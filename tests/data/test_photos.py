@@ -325,3 +325,19 @@ def test_drawn_faces():
     loaded = photos.drawn_faces("", Photos(size=8, flip=True))
     assert loaded.train.shape == (4096, 8, 8, 3)
     assert loaded.flip
+
+
+@pytest.mark.parametrize(("width", "height", "crop"), [(178, 218, 140), (64, 64, 0), (300, 200, 0)])
+def test_the_crop_follows_from_the_images(tmp_path, capsys, width, height, crop):
+    """CelebA's own size has its convention, all else the largest square; the choice is said."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        PIL.Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    cache = str(tmp_path / "cache")
+    found, given = (
+        data.load("images", str(tmp_path / "images"), options=Photos(size=8, crop=one, held_out=0.5, cache=cache))
+        for one in (None, crop)
+    )
+    assert f"data.crop={crop}: " in capsys.readouterr().err
+    np.testing.assert_array_equal(found.train, given.train)

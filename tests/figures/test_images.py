@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avb_jax import UserError, data
+from avb_jax import Posterior, UserError, data
 from avb_jax.distributions import normal, standard_normal
 from avb_jax.figures import images, named
 from tests.conftest import small_method
@@ -78,6 +78,47 @@ def test_a_latent_plane_has_z_1_to_the_right_and_z_2_upwards():
     levels = stats.norm.ppf(np.linspace(0.02, 0.98, grid.columns))
     np.testing.assert_allclose(z[3, :, 0], levels, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(z[::-1, 5, 1], levels, rtol=1e-5, atol=1e-6)
+
+
+def test_a_spherical_interpolation_keeps_to_the_sphere(trained):
+    """Between two codes of length 1 at a right angle, all have length 1; on the line they would be shorter."""
+    codes = jnp.eye(3)[:2]
+    method = small_method("avb")._replace(
+        encode=lambda key, state, x, draws=None: Posterior(jnp.concatenate([codes[:1]] * 10 + [codes[1:]] * 10)),
+        decode=lambda state, z: normal(jnp.pad(z, ((0, 0), (0, 33))).reshape(-1, 6, 6), 1.0),
+    )
+    for spherical in (True, False):
+        grid = images.interpolation(KEY, method, None, trained[2], spherical=spherical)
+        z = grid.images.reshape(-1, grid.columns, 36)[:, 1:-1, :3]
+        lengths = np.linalg.norm(z, axis=-1)
+        np.testing.assert_allclose(z[:, [0, -1]], np.broadcast_to(np.eye(3)[:2], (10, 2, 3)), atol=1e-5)
+        assert (abs(lengths - 1) < 1e-4).all() == spherical
+
+
+def test_traversals_move_one_latent_at_a_time(trained):
+    """The one that varies most first; the others stay where the first test image's code is."""
+    scale = jnp.array([1.0, 3.0, 0.5])
+    codes = scale * jax.random.normal(KEY, (24, 3))
+    method = small_method("avb")._replace(
+        encode=lambda key, state, x, draws=None: Posterior(codes),
+        decode=lambda state, z: normal(jnp.pad(z, ((0, 0), (0, 33))).reshape(-1, 6, 6), 1.0),
+    )
+    grid = images.traversals(KEY, method, None, trained[2])
+    z = grid.images.reshape(3, grid.columns, 36)[:, 1:, :3]
+    assert grid.rows == ["z2", "z1", "z3"]
+    np.testing.assert_allclose(z[0, :, 1], np.linspace(-3, 3, grid.columns - 1), atol=1e-6)
+    np.testing.assert_allclose(z[0, :, [0, 2]], np.broadcast_to(codes[0, [0, 2]][:, None], (2, grid.columns - 1)), rtol=1e-6)
+    np.testing.assert_allclose(z[2, :, 2], np.linspace(-3, 3, grid.columns - 1), atol=1e-6)
+
+
+def test_a_picture_has_its_title_and_labels_about_it():
+    grid = images.Grid(np.zeros((6, 8, 8)), 3, "", ("data", "model"), ("a", "b", "c"))
+    plain, labelled = images.to_image(grid._replace(rows=(), heads=())), images.to_image(grid, "title")
+    assert labelled.width > plain.width
+    assert labelled.height == plain.height + 48
+    inside = np.asarray(labelled.convert("L"))[48:, labelled.width - plain.width :]
+    np.testing.assert_array_equal(inside, np.asarray(plain))
+    assert np.asarray(labelled.convert("L"))[:48].min() < 100  # something is written
 
 
 def test_slips(trained):
