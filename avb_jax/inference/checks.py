@@ -7,7 +7,8 @@ w_k = N(z; mean(u_k), diag std(u_k)^2) N(u_k; 0, I) / tau(u_k|z),
     E log (1 / (K + 1)) sum_{k=0..K} w_k  >=  E log q(z)  >=  E log (1 / K) sum_{k=1..K} w_k.
 
 p~(z) over the first mean is an unbiased estimate of p~'s integral, whatever K is (as in their bound): the same draws are
-importance samples of z. Tau is half N(0, I), half the Laplace approximation of q(u|z), which Gauss and Newton's method finds.
+importance samples of z. Tau is half N(0, I), half Laplace approximations of q(u|z), which Gauss and Newton's method finds from
+those of a bank of u that make z the most likely.
 """
 
 import functools
@@ -25,7 +26,8 @@ from avb_jax.types import Array, PyTree, UserError
 BLOCK = 250  # draws of z at once
 DRAWS, WATCHED = 5_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
 INNER = 256  # K
-STARTS = 2  # of that method
+STARTS = 2  # of that method, from those of
+BANK = 4096  # draws of u that are always the same
 ITERATIONS = 6  # of Gauss and Newton's method
 SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
 TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
@@ -119,18 +121,22 @@ class Weigher:
     """
 
     def __init__(self, conditional: Callable, log_density: Callable, dim: int, noise_dim: int, inner: int = INNER):
-        def one(params: PyTree, key: Array) -> Weighed:
+        def block(params: PyTree, keys: Array) -> Weighed:
             given = functools.partial(conditional, params)
+            bank = jax.random.normal(jax.random.key(0), (BANK, noise_dim))
+            return jax.vmap(one, (None, None, 0))(given, (bank, *given(bank)), keys)
+
+        def one(given: Callable, bank: tuple[Array, Array, Array], key: Array) -> Weighed:
             u_key, z_key, tau_key = jax.random.split(key, 3)
             own = jax.random.normal(u_key, (noise_dim,))
             mean, std = _at(given, own)
             z = mean + std * jax.random.normal(z_key, (dim,))
-            log_weight = _log_weights(tau_key, given, z, own, inner)
+            log_weight = _log_weights(tau_key, given, bank, z, own, inner)
             total = jax.nn.logsumexp(log_weight[1:])
             upper = jnp.logaddexp(total, log_weight[0]) - jnp.log(inner + 1.0)
             return Weighed(z, log_density(z), upper, total - jnp.log(1.0 * inner))
 
-        self._block = jax.jit(jax.vmap(one, (None, 0)))
+        self._block = jax.jit(block)
 
     def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
         """So many draws: NumPy arrays."""
@@ -177,11 +183,13 @@ def _at(conditional: Callable, u: Array) -> tuple[Array, Array]:
     return mean[0], std[0]
 
 
-def _log_weights(key: Array, conditional: Callable, z: Array, own: Array, inner: int) -> Array:
-    """Log w [1 + K] of z's own u [U], and of K draws from tau(u|z)."""
-    size, starts = len(own), STARTS
-    first = jax.random.normal(jax.random.key(0), (starts, size)).at[0].set(0.0)
-    modes, jacobians = jax.vmap(lambda u: _laplace(conditional, z, u))(first)
+def _log_weights(
+    key: Array, conditional: Callable, bank: tuple[Array, Array, Array], z: Array, own: Array, inner: int
+) -> Array:
+    """Log w [1 + K] of z's own u [U], and of K draws from tau(u|z); the bank is of u [N, U] and what it makes of them."""
+    size, starts, (others, *moments) = len(own), STARTS, bank
+    likely = jax.lax.top_k(jnp.sum(jax.scipy.stats.norm.logpdf(z, *moments), axis=-1), starts)[1]
+    modes, jacobians = jax.vmap(lambda u: _laplace(conditional, z, u))(others[likely])
     precisions = jnp.eye(len(z)) + jacobians @ jnp.swapaxes(jacobians, 1, 2)
     e_key, n_key, which_key = jax.random.split(key, 3)
     prior = jax.random.normal(e_key, (inner, size))

@@ -82,7 +82,7 @@ def game(
     *,
     method: str = "avb",
     steps: int | None = 8000,
-    noise_dim: int = 16,
+    noise_dim: int = 0,
     widths: Sequence[int] = (128, 128),
     gaussian_share: float = 0.05,
     adversary_widths: Sequence[int] = (256, 256),
@@ -167,8 +167,8 @@ def fit(
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
       callbacks: further ones, called between blocks of steps.
       quiet: no progress on the terminal.
-      **settings: noise_dim, 16: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
-        `dim` more, the Gaussian share's, a draw takes 2 dim + noise_dim;
+      **settings: noise_dim, 0: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
+        `dim` more, the Gaussian share's, a draw takes 2 dim + noise_dim. The fewer, the tighter the bounds;
         widths, (128, 128): of the sampler's network;
         gaussian_share, 0.05: of q's variance in each dimension at the start, how much is independent Gaussian noise, against a
         q that is sharper than T, or the bounds, resolve; no floor, since training may shrink it;

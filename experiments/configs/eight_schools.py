@@ -22,7 +22,7 @@ FIELDS = {
     "gaussian.bound_draws": Field(10_000, "for the bound"),
     "avb.steps": Field(8000, "at most; `avb_jax.inference.fit` explains these"),
     "avb.batch_size": Field(512, "draws of a step"),
-    "avb.noise_dim": Field(16, "numbers of noise beyond twice those of z"),
+    "avb.noise_dim": Field(0, "numbers of noise beyond twice those of z"),
     "avb.widths": Field((128, 128), "of the sampler"),
     "avb.adversary_widths": Field((256, 256), "of T"),
     "avb.adversary_steps": Field(2, "updates of T per step"),

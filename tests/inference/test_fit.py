@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avb_jax import UserError, inference
+from avb_jax import Diverged, UserError, inference
 from avb_jax.inference import fitting
 from avb_jax.inference.watch import Watch
 from avb_jax.networks.encoders import STANDARD_DRAWS
@@ -203,10 +203,25 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
 
 def test_a_sampler_that_runs_away_is_taken_back():
     """At rates at which it gets worse, the State of the best checkpoint is what counts."""
-    with pytest.warns(RuntimeWarning, match="elbo is not finite by step 10; lower sampler_rate.* that of the best step before"):
-        fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 2.0, "clip": 1e3})
+    fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 2.0, "clip": 1e3})
     assert int(fit.state.step) < 20
     assert np.isfinite(fit.bound)
+
+
+def test_a_fit_that_diverges_goes_back_to_its_best_state():
+    """With a warning; without one the error names the arguments that there are."""
+
+    def diverge(watch):
+        with fitting._named_points(gaussian, jnp.zeros(2), KEY, watch):
+            raise Diverged("sivi: elbo is not finite by step 10; lower the learning rates")
+
+    watch = Watch(None, 0.0)
+    watch.best = None
+    with pytest.raises(Diverged, match=r"^sivi: elbo is not finite by step 10; lower sampler_rate, adversary_rate or clip"):
+        diverge(watch)
+    watch.best = object()
+    with pytest.warns(RuntimeWarning, match=r"by step 10; lower sampler_rate.* that of the best step before"):
+        diverge(watch)
 
 
 def test_where_it_starts():
