@@ -18,6 +18,7 @@ from avb_jax.training import workdir
 from avb_jax.transforms import of_seed
 from experiments import launch
 
+SHOWING = 1000  # steps after which samples look like faces, with the small networks
 ROWS = {
     "elbo": "ELBO",
     "reconstruction_error": "  reconstruction error",
@@ -62,6 +63,8 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     real = image_quality.pyramid_distances(as_pixels(faces.train[:count]), as_pixels(faces.test[:count]))
     print(table(results, real, count))
     print("".join(f"{note}\n" for note in notes))
+    if config.steps < SHOWING:
+        print(f"{config.steps} steps show that everything runs; pictures are colour noise until some {SHOWING}: --config.steps")
     print(f"Numbers in {folder / 'results.json'}, pictures in {folder / 'figures'}")
     return results
 

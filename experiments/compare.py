@@ -26,6 +26,7 @@ from experiments import evaluate, launch
 from experiments.configs import evaluate as evaluation_config
 from experiments.suites import SUITES, Suite
 
+TINY = 4  # pixels a side
 PILOT_BLOCKS = 4  # of a training whose speed gives the steps that --seconds stands for
 CODES_SHOWN, EXAMPLES_SHOWN = 500, 5000  # codes per panel of latents: of each of a few examples, or one of each of many
 
@@ -178,7 +179,10 @@ def _cell(number: dict, signed: bool = False) -> str:
 
 def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | list[np.ndarray]]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [N, 2] by data point or class."""
-    found = {"samples": grids.tile(*named.grid("samples", method, state, data)[:2])}
+    samples = named.grid("samples", method, state, data)
+    if max(data.x_shape) <= TINY:  # fewer of them, or nobody can see any
+        samples = samples._replace(images=samples.images[:36], columns=6)
+    found = {"samples": grids.tile(*samples[:2])}
     if method.encode is None:
         return found
     found["reconstructions"] = grids.tile(*named.grid("reconstructions", method, state, data)[:2])

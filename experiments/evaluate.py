@@ -166,7 +166,12 @@ def load(options: ml_collections.ConfigDict, folder: pathlib.Path, name: str) ->
 
 def draw(report: Report, folder: pathlib.Path, options: ml_collections.ConfigDict) -> None:
     """Figures of what the last seed's estimators found per example."""
-    found = report.results[-1]
+    found, run = report.results[-1], folder.parent.name
+
+    def write(name: str, figure) -> None:
+        figure.suptitle(f"{run}: {report.name}", fontsize=11)
+        save(folder / f"{report.name}_{name}.png", figure)
+
     if "ais" in found:
         finite = np.isfinite(found["ais"].log_weight).all(axis=1)
         if not finite.all():
@@ -176,25 +181,23 @@ def draw(report: Report, folder: pathlib.Path, options: ml_collections.ConfigDic
             )
         if finite.any():
             of = jax.tree.map(lambda a: a[finite], found["ais"])
-            save(folder / f"{report.name}_ais_weights.png", plots.weights(of.log_weight, of.effective_sample_size))
+            write("ais_weights", plots.weights(of.log_weight, of.effective_sample_size))
             traces = {
                 "effective sample size": of.effective_sample_size_path,
                 "acceptance": of.acceptance,
                 "step size": of.step_size,
             }
             beta = np.asarray(ais.schedule(options.ais.temperatures))[1:]
-            save(folder / f"{report.name}_ais_annealing.png", plots.annealing(traces, beta))
+            write("ais_annealing", plots.annealing(traces, beta))
     if "moments" in found:
         activity = evaluation.moments.activity(found["moments"])
         variance = found["moments"].variance.mean(axis=0)
-        figure = plots.latent_activity(activity, variance, evaluation.moments.ACTIVE)
-        save(folder / f"{report.name}_latents.png", figure)
+        write("latents", plots.latent_activity(activity, variance, evaluation.moments.ACTIVE))
     if "kl_by_both" in found:
         neighbours, under_t = found["kl_by_both"]
         finite = np.isfinite(under_t)
         if finite.any():
-            figure = plots.calibration(neighbours[finite], under_t[finite])
-            save(folder / f"{report.name}_adversary_calibration.png", figure)
+            write("adversary_calibration", plots.calibration(neighbours[finite], under_t[finite]))
 
 
 def joined(name: str, reports: Sequence[Report]) -> Report:

@@ -43,7 +43,14 @@ class Dataset(NamedTuple):
         return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
-def from_arrays(train: np.ndarray, test: np.ndarray | None = None, binarize: str = "none", name: str = "arrays") -> Dataset:
+def from_arrays(
+    train: np.ndarray,
+    test: np.ndarray | None = None,
+    binarize: str = "none",
+    name: str = "arrays",
+    train_labels: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+) -> Dataset:
     """A data set of the user's own arrays.
 
     Args:
@@ -52,10 +59,12 @@ def from_arrays(train: np.ndarray, test: np.ndarray | None = None, binarize: str
       test: held-out examples of the same shape; the training examples where there are none.
       binarize: how the device makes binary images of intensities in [0, 1], see `to_pixels`.
       name: what messages call it.
+      train_labels: whole numbers [N] from 0, for colours and the linear probe; no method sees them.
+      test_labels: of the held-out examples; those of the training examples where these are held out.
 
     Raises:
-      UserError: an empty or ragged array, values that are not finite, unequal shapes, unknown `binarize`, or values outside
-        [0, 1] that are to be binarised.
+      UserError: an empty or ragged array, values that are not finite, unequal shapes, unknown `binarize`, values outside
+        [0, 1] that are to be binarised, or labels that are not one whole number for each example.
     """
     if binarize not in BINARIZE:
         raise UserError(f"data.binarize={binarize!r}: must be one of {', '.join(BINARIZE)}")
@@ -67,7 +76,22 @@ def from_arrays(train: np.ndarray, test: np.ndarray | None = None, binarize: str
     train, test = found["train"], found.get("test", found["train"])
     if test.shape[1:] != train.shape[1:]:
         raise UserError(f"{name}: test has examples of shape {test.shape[1:]}, train {train.shape[1:]}; they must agree")
-    return Dataset(train, test, binarize, name)
+    test_labels = train_labels if test is train and test_labels is None else test_labels
+    labels = [
+        _labels(given, len(x), f"{name}: {what}")
+        for given, x, what in ((train_labels, train, "train_labels"), (test_labels, test, "test_labels"))
+    ]
+    return Dataset(train, test, binarize, name, False, *labels)
+
+
+def _labels(labels: np.ndarray | None, count: int, what: str) -> np.ndarray | None:
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        found = f"{labels.dtype} of shape {labels.shape}"
+        raise UserError(f"{what}: {found}; give whole numbers from 0, one for each of {count} examples")
+    return labels
 
 
 def _array(examples: np.ndarray, what: str) -> np.ndarray:

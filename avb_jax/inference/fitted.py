@@ -37,7 +37,7 @@ class Fit:
       log_evidence_error: its standard error, which holds where `diagnostics.pareto_k` is at most 0.7.
       runs: the fits of all seeds that were trained side by side, this one among them.
       method: what was trained; None of a fit that was loaded, as the rest.
-      state: its State, the one of the best bound among the checkpoints.
+      state: its State: of the latest checkpoint that is not surely worse than one before.
       adversary: z [N, dim] -> T's log q(z) - log r(z) [N]; None without a T.
       contrast: mean [dim] and standard deviation [dim] of r.
       weigh: (key, count) -> draws of q with their log densities (`checks.Weighed`); None without a Gaussian share.

@@ -151,8 +151,9 @@ def fit(
 ) -> Fit:
     """Fits an implicit q(z) to a density, by AVB with adaptive contrast or by semi-implicit variational inference.
 
-    Ten times on the way, and at the end, q's own ELBO is bounded from both sides without T: the State in which it was best is
-    what the fit gives back, and the training ends where the log evidence, by importance sampling, is within the tolerance.
+    Ten times on the way, and at the end, q's own ELBO is bounded from both sides without T: the fit is of the latest State
+    that is not surely worse than one before, and the training ends where the log evidence, by importance sampling, is within
+    the tolerance.
 
     Args:
       log_density: z [dim] -> log p~(z) [], up to a constant, differentiable, over all of R^dim.
@@ -161,7 +162,7 @@ def fit(
       steps: of training at most; all rates fall to 0 along a cosine.
       batch_size: draws of z per step.
       seed: of everything random.
-      num_seeds: how many are trained side by side; the fit is that of the best bound, and has all in `runs`.
+      num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.
       start: where q begins, z [dim]; 0 by default.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
@@ -221,7 +222,7 @@ def fit(
     state = state if weigher is None else watch.best
     states = [state] if num_seeds is None else [of_seed(state, s) for s in range(num_seeds)]
     fits = [_summarised(played, weigher, one, seed) for one in states]
-    best = max(fits, key=lambda one: one.bound)
+    best = max(fits, key=lambda one: one.bound if one.log_evidence is None else one.log_evidence)
     return dataclasses.replace(best, runs=tuple(fits))
 
 

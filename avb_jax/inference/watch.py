@@ -15,7 +15,7 @@ FIELDS = ("elbo_lower", "elbo_upper", "log_evidence", "log_evidence_error", "par
 
 
 class Watch(Callback):
-    """At each checkpoint bounds q's own ELBO, keeps the State in which it was best, of each seed, and ends what is done.
+    """At each checkpoint bounds q's own ELBO, keeps the latest State that is not surely worse than before, ends what is done.
 
     `best` is that State, with an axis of seeds where there is one.
     """
@@ -27,7 +27,7 @@ class Watch(Callback):
     def start(self, run: Run) -> None:
         super().start(run)
         self._key = stream(jax.random.key(run.seed), "watch")
-        self.best, self._bounds = None, np.full(run.num_seeds or 1, -np.inf)
+        self.best = self._of_best = None
         self._folder = None if run.workdir is None else run.workdir / "best" / run.name
         if self._folder is None:
             return
@@ -37,45 +37,49 @@ class Watch(Callback):
         """Whether every seed's q is within the tolerance of the density."""
         if self.best is None and self._folder is not None and checkpoints.steps(self._folder):
             self.best = checkpoints.restore(self._folder, state)
-            self._bounds = self._numbers(self.best)["elbo_lower"]
+            self._of_best = self._numbers(self.best)
         numbers = self._numbers(state)
         self.run.record(step, {f"checked_{field}": numbers[field] for field in FIELDS})
-        better = numbers["elbo_lower"] > self._bounds
+        taken = np.ones(self.run.num_seeds or 1, bool) if self.best is None else ~self._worse(numbers)
         if self.best is None:
-            self.best = state
-        elif better.any():
-            mask = better if self.run.num_seeds is not None else better[0]
+            self.best, self._of_best = state, numbers
+        elif taken.any():
+            mask = taken if self.run.num_seeds is not None else taken[0]
             self.best = jax.tree.map(
                 lambda new, old: jnp.where(jnp.reshape(mask, (-1,) + (1,) * (new.ndim - 1)) if mask.ndim else mask, new, old),
                 state,
                 self.best,
             )
-        self._bounds = np.where(better, numbers["elbo_lower"], self._bounds)
-        if self._folder is not None and (better.any() or not checkpoints.steps(self._folder)):
+            self._of_best = {field: np.where(taken, numbers[field], old) for field, old in self._of_best.items()}
+        if self._folder is not None and (taken.any() or not checkpoints.steps(self._folder)):
             checkpoints.save(self._folder, step, self.best, kept=1)
-        self._say(step, numbers)
+        self._say(step, numbers, taken)
         gap, width = (numbers[field] - numbers["elbo_lower"] for field in ("log_evidence", "elbo_upper"))
         return bool(np.all((gap < self._tolerance) & (width < APART) & (numbers["pareto_k"] < TAIL)))
 
+    def _worse(self, numbers: dict[str, np.ndarray]) -> np.ndarray:
+        """Whether q [seeds] is surely worse than the best: its ELBO by the bounds, or what it covers by importance sampling."""
+        best = self._of_best
+        error = 3.0 * np.hypot(numbers["elbo_error"], best["elbo_error"])
+        by_bounds = numbers["elbo_upper"] + error < best["elbo_lower"]
+        error = 3.0 * np.hypot(numbers["log_evidence_error"], best["log_evidence_error"])
+        by_cover = numbers["log_evidence"] + error < best["log_evidence"]
+        return by_bounds | by_cover | ~np.isfinite(numbers["log_evidence"])
+
     def _numbers(self, state: State) -> dict[str, np.ndarray]:
-        """Each [seeds]; -inf for an ELBO that is no number."""
+        """Each [seeds]."""
         weighed = (self._weigher(averaged(one).params.encoder, self._key, WATCHED) for one in self.run.per_seed(state))
         found = [summarise(one) for one in weighed]
-        numbers = {field: np.array([one[field] for one in found]) for field in found[0]}
-        return numbers | {"elbo_lower": np.nan_to_num(numbers["elbo_lower"], nan=-np.inf)}
+        return {field: np.array([one[field] for one in found]) for field in found[0]}
 
-    def _say(self, step: int, numbers: dict[str, np.ndarray]) -> None:
+    def _say(self, step: int, numbers: dict[str, np.ndarray], taken: np.ndarray) -> None:
         if self._quiet:
             return
-        for seed in range(len(self._bounds)):
+        for seed in range(len(taken)):
             of = {field: short(values[seed]) for field, values in numbers.items()}
-            which = f" (seed number {seed})" if len(self._bounds) > 1 else ""
-            back = (
-                ""
-                if numbers["elbo_lower"][seed] >= self._bounds[seed]
-                else f"; the best so far has {short(self._bounds[seed])}"
-            )
+            which = f" (seed number {seed})" if len(taken) > 1 else ""
+            back = "" if taken[seed] else "; worse than before, so that an earlier step counts"
             self.run.note(
-                f"step {step}{which}: q's own ELBO {of['elbo_lower']} to {of['elbo_upper']}{back}, log evidence "
-                f"{of['log_evidence']} +- {of['log_evidence_error']} (Pareto k {of['pareto_k']})"
+                f"step {step}{which}: q's own ELBO {of['elbo_lower']} to {of['elbo_upper']}, log evidence "
+                f"{of['log_evidence']} +- {of['log_evidence_error']} (Pareto k {of['pareto_k']}){back}"
             )

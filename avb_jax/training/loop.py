@@ -357,7 +357,7 @@ def beyond_reason(name: str, step: int, numbers: dict[str, np.ndarray], data: Da
         if field in numbers and (worst := np.abs(numbers[field]).max()) > NATS * size:
             return (
                 f"warning: {name}: {field} is of the order of {worst:.0e} nats by step {step}: the training has run away, or "
-                "the likelihood does not fit the data; lower the rates, clip the gradients (optimizer.clip), or scale the data"
+                "the likelihood does not fit the data; lower the rates, clip the gradients, or scale the data"
             )
     return ""
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from avb_jax import UserError, data
 from avb_jax.data import idx, tfds
-from avb_jax.data.dataset import batch_indices
+from avb_jax.data.dataset import batch_indices, from_arrays
 from tests import prepared
 
 
@@ -225,3 +225,13 @@ def test_labels_are_read_where_they_are_and_must_fit(folder):
 
 def test_images_of_one_channel_lose_it(folder):
     assert idx.read_images(folder, "train").shape == (3, 4, 5)
+
+
+def test_labels_of_arrays():
+    x = np.zeros((4, 2), np.float32)
+    found = from_arrays(x, train_labels=[0, 1, 1, 2])
+    np.testing.assert_array_equal(found.test_labels, [0, 1, 1, 2])
+    assert from_arrays(x, x[:2], train_labels=[0, 1, 1, 2]).test_labels is None
+    for labels in ([0, 1], [0.0, 1.0, 1.0, 2.0], [-1, 0, 0, 0]):
+        with pytest.raises(UserError, match=r"mine: train_labels: .* one for each of 4 examples"):
+            from_arrays(x, name="mine", train_labels=labels)

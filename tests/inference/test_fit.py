@@ -176,10 +176,10 @@ def test_a_fit_for_arviz(untrained):
 
 
 def test_seeds_side_by_side():
-    """Each has the numbers of its own run; the fit is the one with the best bound."""
+    """Each has the numbers of its own run; the fit is the one with the largest evidence."""
     fit = inference.fit(gaussian, 2, num_seeds=2, seed=3, **TINY)
     assert len(fit.runs) == 2
-    assert fit.bound == max(one.bound for one in fit.runs)
+    assert fit.log_evidence == max(one.log_evidence for one in fit.runs)
     alone = inference.fit(gaussian, 2, seed=3, **TINY)
     np.testing.assert_allclose(alone.sample(KEY, 5), fit.runs[0].sample(KEY, 5), rtol=1e-3, atol=1e-4)
 
@@ -206,6 +206,26 @@ def test_a_sampler_that_runs_away_is_taken_back():
     fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 2.0, "clip": 1e3})
     assert int(fit.state.step) < 20
     assert np.isfinite(fit.bound)
+
+
+def test_which_state_counts():
+    """The latest, unless its bounds lie below those of one before, or importance sampling finds less; of each seed its own."""
+    numbers = {
+        "elbo_lower": np.array([-1.0, -3.0, -1.0, -1.0]),
+        "elbo_upper": np.array([-0.9, -2.5, 0.5, -0.8]),
+        "elbo_error": np.full(4, 0.01),
+        "log_evidence": np.array([-0.8, -0.8, -1.9, np.nan]),
+        "log_evidence_error": np.full(4, 0.05),
+    }
+    watch = Watch(None, 0.0)
+    watch._of_best = {
+        "elbo_lower": np.full(4, -0.95),
+        "elbo_upper": np.full(4, -0.9),
+        "elbo_error": np.full(4, 0.01),
+        "log_evidence": np.full(4, -0.75),
+        "log_evidence_error": np.full(4, 0.05),
+    }
+    assert watch._worse(numbers).tolist() == [False, True, True, True]
 
 
 def test_a_fit_that_diverges_goes_back_to_its_best_state():

@@ -2,10 +2,14 @@
 
 import io
 import json
+import sys
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import avb_jax
 from avb_jax import UserError, data
@@ -276,3 +280,69 @@ def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):
     short.close()
     short.close()
     assert calls[1:] == ["stop"]
+
+
+class Wandb(types.ModuleType):
+    """Weights & Biases, as far as the callback calls it."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.options, self.logged, self.finished = None, [], False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, numbers, step):
+        self.logged.append((step, numbers))
+
+    def finish(self):
+        self.finished = True
+
+    Image = staticmethod(lambda path: ("image", path))
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    """Means over seeds and pictures at their steps; a workdir's run is the same one when it goes on."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    callback = callbacks.WeightsAndBiases("digits", {"steps": 10}, tags=["a"])
+    callback.start(run_of(tmp_path))
+    callback.report(4, {"elbo": np.array([-1.0, -3.0])}, 20.0)
+    callback.record(4, {"held_out_elbo": np.array(-5.0)})
+    callback.picture(4, "samples", tmp_path / "samples.png")
+    callback.close()
+    assert wandb.options["project"] == "digits"
+    assert (wandb.options["id"], wandb.options["resume"]) == (f"{tmp_path.name}-avb", "allow")
+    assert wandb.options["tags"] == ["a"]
+    assert wandb.logged == [
+        (4, {"elbo": -2.0, "examples_per_second": 20.0}),
+        (4, {"held_out_elbo": -5.0}),
+        (4, {"samples": ("image", str(tmp_path / "samples.png"))}),
+    ]
+    assert wandb.finished
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'avb_jax\[wandb\]'"):
+        callbacks.WeightsAndBiases("digits")
+
+
+def test_pictures_and_histograms_in_tensorboard(tmp_path, monkeypatch):
+    board = types.SimpleNamespace(images=[], histograms={})
+    board.add_image = lambda name, image, step, dataformats: board.images.append((name, image.shape, step, dataformats))
+    board.add_histogram = lambda name, values, step: board.histograms.update({name: (values.shape, step)})
+    monkeypatch.setattr("tensorboardX.SummaryWriter", lambda *a, **k: board)
+    Image.new("L", (5, 3)).save(tmp_path / "p.png")
+    state = small_method("vae").init(jax.random.key(0), jnp.zeros((2, 6, 6)))
+    for histograms in (False, True):
+        callback = callbacks.TensorBoard(histograms)
+        callback.start(run_of(tmp_path))
+        callback.picture(6, "samples", tmp_path / "p.png")
+        callback.checkpoint(6, state)
+        assert bool(board.histograms) == histograms
+    assert board.images == [("samples", (3, 5, 3), 6, "HWC")] * 2
+    names = list(board.histograms)
+    assert all(name.startswith(("encoder/", "decoder/")) for name in names)
+    assert len(names) == len(jax.tree.leaves(state.params))
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"pip install 'avb_jax\[tensorboard\]'"):
+        callbacks.TensorBoard().start(run_of(tmp_path))
