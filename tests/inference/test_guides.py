@@ -81,7 +81,7 @@ def test_a_guide_that_has_seen_nothing_draws_with_the_models_arguments(conjugate
     np.testing.assert_array_equal(*draws)
 
 
-def test_svi_is_told_what_to_call(conjugate):
+def test_svi_says_what_to_call(conjugate):
     guide = inference.AutoAVB(conjugate)
     svi = numpyro.infer.SVI(conjugate, guide, numpyro.optim.Adam(1e-3), numpyro.infer.Trace_ELBO())
     with pytest.raises(UserError, match=r"AutoAVB: SVI cannot train it.*run\(key, steps"):
