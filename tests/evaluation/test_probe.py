@@ -38,6 +38,14 @@ def test_codes_that_say_the_class(labelled):
     np.testing.assert_allclose(found.examples_error, np.sqrt(0.9 * 0.1 / 100), rtol=1e-3)
 
 
+def test_it_learns_from_training_examples_alone(labelled):
+    """Where the held-out classes have other numbers, it is never right."""
+    other = labelled._replace(test_labels=(np.argmax(labelled.test[:, 0, :3], axis=1) + 1) % 3)
+    seen = method(lambda key, x: x[:, 0, :3])
+    report = avb_jax.evaluate(seen, a_state(), other, [LinearProbe(steps=200)], quiet=True)
+    assert report["accuracy", "linear_probe"].mean < 0.02
+
+
 def test_codes_that_do_not(labelled):
     blind = method(lambda key, x: jax.random.normal(key, (len(x), 3)))
     report = avb_jax.evaluate(blind, a_state(), labelled, [LinearProbe(steps=100)], quiet=True)

@@ -135,8 +135,10 @@ def test_run_directories(trained, tmp_path, monkeypatch, capsys):
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     assert all(re.fullmatch(r"synthetic-\d{8}-\d{6}(-1)?", folder.name) for folder in folders)
+    latest = max(folders, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)  # a run that goes on writes it anew
     again = run("synthetic", "last", *fields)
     assert "vae: finished at step 6 of 6" in again.stderr
+    assert f"--workdir={latest.relative_to(tmp_path)}\n" in again.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 2
     status, out, _ = command("sample", capsys, workdir="last", figure="samples")
     assert status == 0
