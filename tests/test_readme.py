@@ -33,7 +33,7 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("name", ["own_model", "evaluating", "density"])
+@pytest.mark.parametrize("name", ["own_model", "evaluating", pytest.param("density", marks=pytest.mark.slow)])
 def test_the_examples_of_the_tutorials(name, tmp_path, monkeypatch):
     """Each page's own, in one go; that on evaluation goes on from the model's."""
     monkeypatch.chdir(tmp_path)
