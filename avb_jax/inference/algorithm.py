@@ -30,14 +30,14 @@ def as_vi_algorithm(
     rng_key: Array | None = None,
     **settings,
 ) -> VIAlgorithm:
-    """AVB (or 'sivi') with blackjax's interface.
+    """AVB, SIVI or UIVI with blackjax's interface.
 
-    `init(position)`, `step(rng_key, state)`, `sample(rng_key, state, num_samples)`. A step
-    is one compiled step of the game: T's updates, and the sampler's. Rates do not fall; samples are of averaged params.
+    `init(position)`, `step(rng_key, state)`, `sample(rng_key, state, num_samples)`. A step is one of the game: T's updates, and
+    the sampler's. Rates do not fall; samples are of averaged params.
 
     Args:
       logdensity_fn: position -> log p~ [], up to a constant; the position is any pytree of arrays, without constraints.
-      method: 'avb' or 'sivi'.
+      method: 'avb', 'sivi' or 'uivi'.
       num_samples: draws of a step.
       rng_key: of the players' first params; always the same by default.
       **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, adversary_rate,

@@ -7,7 +7,7 @@ w_k = N(z; mean(u_k), diag std(u_k)^2) N(u_k; 0, I) / tau(u_k|z),
     E log (1 / (K + 1)) sum_{k=0..K} w_k  >=  E log q(z)  >=  E log (1 / K) sum_{k=1..K} w_k.
 
 p~(z) over the first mean is an unbiased estimate of p~'s integral, whatever K is (as in their bound): the same draws are
-importance samples of z. Tau is half N(0, I), half Laplace approximations of q(u|z), which Gauss and Newton's method finds from
+importance samples of z. Tau is half N(0, I), half Laplace approximations of q(u|z), which the Gauss-Newton method finds from
 those of a bank of u that make z the most likely.
 """
 
@@ -26,9 +26,9 @@ from avb_jax.types import Array, PyTree, UserError
 BLOCK = 250  # draws of z at once
 DRAWS, WATCHED = 5_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
 INNER = 256  # K
-STARTS = 2  # of that method, from those of
+STARTS = 2  # of the Gauss-Newton method, of
 BANK = 4096  # draws of u that are always the same
-ITERATIONS = 6  # of Gauss and Newton's method
+ITERATIONS = 6  # of the Gauss-Newton method
 SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
 TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
 APART = 0.1  # nats between q's bounds, and between T and them, that are worth a word
@@ -94,12 +94,11 @@ class Diagnostics(NamedTuple):
         if self.elbo_lower is None:
             of_t = f"ELBO under T {self.elbo_under_t:.3f} +- {self.elbo_under_t_error:.3f}"
             return f"{of_t}, which nothing vouches for: {self.doubts[0]}."
-        width = self.elbo_upper - self.elbo_lower
+        nearest, furthest = (max(0.0, self.log_evidence - end) for end in (self.elbo_upper, self.elbo_lower))
         lines = [
-            f"q's ELBO is {self.elbo_lower:.3f} to {self.elbo_upper:.3f} (width {width:.2g}), +- {self.elbo_error:.2g}; "
-            f"log evidence {self.log_evidence:.3f} +- {self.log_evidence_error:.2g} (Pareto k {self.pareto_k:.2f}, effective "
-            f"share {self.effective_share:.0%}), so q is about {max(0.0, self.log_evidence - self.elbo_lower):.2g} nats from "
-            "the density."
+            f"q's ELBO is {self.elbo_lower:.3f} to {self.elbo_upper:.3f}, +- {self.elbo_error:.2g}; log evidence "
+            f"{self.log_evidence:.3f} +- {self.log_evidence_error:.2g} (Pareto k {self.pareto_k:.2f}, effective share "
+            f"{self.effective_share:.0%}): KL(q, p) is {nearest:.2g} to {furthest:.2g} nats."
         ]
         if self.elbo_under_t is not None:
             lines.append(f"T says an ELBO of {self.elbo_under_t:.3f} and a loss of {self.adversary_loss:.3f}.")

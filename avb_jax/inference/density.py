@@ -24,7 +24,7 @@ from avb_jax.methods import avb, generator
 from avb_jax.methods.bound import check_semi_implicit
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.uivi import chain_of_noise
-from avb_jax.methods.update import Generative, adversarial_step, apply_gradients
+from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections
 from avb_jax.streams import stream
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
 
@@ -233,10 +233,10 @@ def semi_implicit_method(
       optimizers: an optax optimiser, or one per player, of which the encoder's is used.
       noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
       unbiased: whether it is UIVI.
-      burn_in: UIVI's, as in `avb_jax.uivi`.
-      chain_steps: likewise.
-      leapfrog_steps: likewise.
-      step_size: likewise.
+      burn_in: of UIVI's chains on the noise: steps that forget the noise that z was made of.
+      chain_steps: over whose states the gradient is averaged.
+      leapfrog_steps: of each.
+      step_size: of these.
 
     Returns:
       A `Method` as `density_method`'s, without an adversary.
@@ -244,7 +244,14 @@ def semi_implicit_method(
     Raises:
       UserError: a setting out of its range, a density that does not return one number, or a sampler that is not semi-implicit.
     """
-    check_settings(dim=at_least(dim, 1), noise_dim=at_least(noise_dim, 1))
+    check_settings(
+        dim=at_least(dim, 1),
+        noise_dim=at_least(noise_dim, 1),
+        burn_in=at_least(burn_in, 0),
+        chain_steps=at_least(chain_steps, 1),
+        leapfrog_steps=at_least(leapfrog_steps, 1),
+        step_size=(step_size, step_size > 0, "positive"),
+    )
     check_density(log_density, dim)
     density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
     networks = players.prepare(Players(sampler), optimizers, density, ("encoder",))
@@ -297,7 +304,8 @@ def semi_implicit_method(
     def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, BoundInfo]:
         loss = jax.grad(by_chains if unbiased else mixture, has_aux=True)
         gradients, (elbo, after) = loss(state.params, state.collections, key, len(x))
-        state = apply_gradients(state._replace(collections=after), reduce(gradients), optimizers)
+        state = state._replace(collections=mean_collections(reduce, after))
+        state = apply_gradients(state, reduce(gradients), optimizers)
         return state._replace(step=state.step + 1), BoundInfo(elbo)
 
     def sample(key: Array, state: State, count: int) -> Array:

@@ -102,7 +102,8 @@ class Fit:
     def to_inference_data(self, key: Array | None = None, draws: int = 1000, chains: int = 4) -> Any:
         """Draws for ArviZ (extra `arviz`), as (chain, draw): all independent, in equal shares.
 
-        `sample_stats` has, of each draw, `lp` = log p~(z), and `log_q` = log q(z), where they are known.
+        `sample_stats` has, where they are known, of each draw `lp` = log p~(z), and `log_q`, an estimate of log q(z) that is on
+        average not below it (`checks.Weighed.upper`).
 
         Raises:
           UserError: ArviZ is not installed.

@@ -151,8 +151,7 @@ def fit_numpyro(model: Callable, *args: Any, model_kwargs: dict | None = None, s
     Raises:
       UserError: the model has discrete latent sites, a plate that is subsampled, params to be learned, or no latent sites.
     """
-    guide = {"avb": AutoAVB, "sivi": AutoSIVI}.get(options.get("method", "avb"), AutoAVB)(model)
-    return guide.fit(seed, args, model_kwargs or {}, **options)
+    return AutoAVB(model).fit(seed, args, model_kwargs or {}, **options)
 
 
 def check_model(model: Callable, key: Array, args: Sequence, kwargs: dict) -> None:
