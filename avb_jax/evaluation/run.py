@@ -100,28 +100,28 @@ def evaluate(
     per_seed, results, notes, compiled = [], [], [], {}
     several = (num_seeds or 1) > 1
     progress = Progress(name, (num_seeds or 1) * len(estimators), 0, quiet or not several, "estimate")
-    for s in range(num_seeds or 1):
-        one = state if num_seeds is None else of_seed(state, s)
-        subject = Subject(name, method, one, data, s, seed, folder, quiet or several, notes, {}, compiled)
-        numbers = {}
-        for i, estimator in enumerate(estimators):
-            if several:
-                progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
-            elif not quiet:
-                progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}")
-            try:
-                found = estimator.run(subject)
-            except Diverged as error:  # no number, and the reason; the others go on
-                subject.note(f"{estimator.name} has no number: {error}")
-                continue
-            for (quantity, of), number in found.items():
-                if number.reason:
-                    subject.note(f"{quantity}, {of}: {number.reason}")
-            numbers |= found
-        per_seed.append(numbers)
-        results.append(subject.results)
-    progress.update(len(estimators) * (num_seeds or 1), "done")
-    progress.close()
+    with contextlib.closing(progress):
+        for s in range(num_seeds or 1):
+            one = state if num_seeds is None else of_seed(state, s)
+            subject = Subject(name, method, one, data, s, seed, folder, quiet or several, notes, {}, compiled)
+            numbers = {}
+            for i, estimator in enumerate(estimators):
+                if several:
+                    progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
+                elif not quiet:
+                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}")
+                try:
+                    found = estimator.run(subject)
+                except Diverged as error:  # no number, and the reason; the others go on
+                    subject.note(f"{estimator.name} has no number: {error}")
+                    continue
+                for (quantity, of), number in found.items():
+                    if number.reason:
+                        subject.note(f"{quantity}, {of}: {number.reason}")
+                numbers |= found
+            per_seed.append(numbers)
+            results.append(subject.results)
+        progress.update(len(estimators) * (num_seeds or 1), "done")
     shared = [key for key in per_seed[0] if all(key in numbers for numbers in per_seed)]
     estimates = {key: combine([numbers[key] for numbers in per_seed], num_seeds is not None) for key in shared}
     return Report(name, estimates, dict.fromkeys(notes), results)
