@@ -1,6 +1,6 @@
 """Times the formulations of the convolution layers inside a scan, forward and backward, next to PyTorch where it is installed.
 
-    python -m benchmarks.conv [--batch=128] [--rounds=5]
+    python -m benchmarks.conv [--layers=transposed,8] [--batch=128] [--rounds=5]
 
 Alternating, medians; milliseconds for one layer's outputs and both gradients. `auto` is what training takes; the training
 loop is a scan. PyTorch: channels_last, eager, padded alike on both sides.
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from avb_jax.networks import onednn
 from avb_jax.networks.conv import FORMULATIONS, conv, conv_transpose
 
+CHOSEN = flags.DEFINE_list("layers", [""], "Beginnings of the layers' names; all by default.")
 BATCH = flags.DEFINE_integer("batch", 128, "Images.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.")
-STEPS = 3  # in a scan
+STEPS = 10  # in a scan
 LAYERS = {  # (function, input size, channels in, channels out, kernel, stride)
     "28 -> 14, 1 -> 16": (conv, 28, 1, 16, 5, 2),
     "14 -> 7, 16 -> 32": (conv, 14, 16, 32, 5, 2),
@@ -58,10 +60,10 @@ def pytorch(function, x, kernel, stride: int):
     from torch.nn import functional as F
 
     def tensor(array, order):
-        found = torch.from_numpy(np.array(array)).permute(*order)
+        found = torch.from_numpy(np.array(array)).to("cuda" if on_gpu else "cpu").permute(*order)
         return found.contiguous(memory_format=torch.channels_last).requires_grad_()
 
-    pad = (kernel.shape[0] - 1) // 2
+    on_gpu, pad = jax.default_backend() == "gpu", (kernel.shape[0] - 1) // 2
     if function is conv:
         layer, order = functools.partial(F.conv2d, stride=stride, padding=pad), (3, 2, 0, 1)
     else:
@@ -72,6 +74,8 @@ def pytorch(function, x, kernel, stride: int):
         for _ in range(STEPS):
             y = layer(*given)
             torch.autograd.grad(y, given, torch.ones_like(y))
+        if on_gpu:
+            torch.cuda.synchronize()
 
     return run
 
@@ -80,10 +84,13 @@ def main(argv: list[str]) -> None:
     """The table."""
     del argv
     others = ["PyTorch"] if importlib.util.find_spec("torch") is not None else []
-    names = [name for name in FORMULATIONS if name != "auto"] + ["auto", *others]
+    can = jax.default_backend() == "cpu" and onednn.available()
+    names = [name for name in FORMULATIONS if name != "auto" and (can or name != "onednn")] + ["auto", *others]
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: ms per layer, forward and backward, batch {BATCH.value}")
     print(f"{'layer':30}" + "".join(f"{name:>10}" for name in names))
     for label, (function, size, c_in, c_out, k, stride) in LAYERS.items():
+        if not label.startswith(tuple(CHOSEN.value)):
+            continue
         x = jax.random.normal(jax.random.key(0), (BATCH.value, size, size, c_in))
         kernel = jax.random.normal(jax.random.key(1), (k, k, c_in, c_out))
         runs = {name: ours(function, x, kernel, stride, name) for name in names if name != "PyTorch"}
@@ -95,7 +102,7 @@ def main(argv: list[str]) -> None:
                 run()
                 if repeat:  # the first one compiles
                     times[name].append(1e3 * (time.perf_counter() - begun) / STEPS)
-        print(f"{label:30}" + "".join(f"{statistics.median(times[name]):>10.2f}" for name in names), flush=True)
+        print(f"{label:30}" + "".join(f"{statistics.median(times[name]):>10.3f}" for name in names), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What a training step costs for every shipped config, next to the same networks in PyTorch where that is installed.
 
-    python -m benchmarks.step [--cases=mnist,synthetic:paper] [--set=precision=bfloat16] [--rounds=5] [--torch_compile]
+    python -m benchmarks.step [--cases=mnist,synthetic:paper] [--set=precision=bfloat16] [--rounds=5] [--torch=eager,compile]
 
-Alternating, `--rounds` times each: a compiled block of our steps as `fit` runs them, and as many of PyTorch's (`torch_players`:
-eager, channels_last, fused Adam, T's forward pass shared by both losses, the same binarisation and moving averages), about
-`--seconds` of each; medians. Before that, parameter counts and both losses at equal params and draws are asserted to be equal.
+Alternating, `--rounds` times each: a compiled block of our steps as `fit` runs them, and PyTorch's steps (`torch_players`:
+channels_last, fused Adam, T's forward pass shared by both losses, the same binarisation and moving averages), about
+`--seconds` of each; medians. PyTorch's are eager; or their losses go through torch.compile; or, on a GPU, a whole step is captured
+as a CUDA graph and replayed. On a GPU both multiply in TF32. Before that, parameter counts and both losses at equal params and
+draws are asserted to be equal, in float32.
 GFLOP is XLA's count of one step with plain convolutions, also as a multiple of one forward pass of all players (whose backward
 passes cost twice as much, less the gradients of images); the peak, that of a 2048 x 2048 float32 matrix product. Images are
 random.
@@ -13,6 +15,7 @@ random.
 import functools
 import gc
 import importlib.util
+import math
 import os
 import statistics
 import time
@@ -38,9 +41,11 @@ CASES = flags.DEFINE_list("cases", [], "Prefixes of config:variant:method; all b
 SET = flags.DEFINE_list("set", [], "Text fields of the configs to change, field=value; without PyTorch then.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one measurement, about.")
-TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "Also PyTorch under torch.compile.")
-WITH_TORCH = importlib.util.find_spec("torch") is not None
+TORCH = flags.DEFINE_list("torch", ["eager"], "How PyTorch runs, where it is installed: eager, compile, capture.")
+FORMULATION = flags.DEFINE_string("formulation", None, "Of all convolutions, in the place of what training takes.")
+COUNT = flags.DEFINE_bool("count", True, "XLA's count of operations and memory: two more compilations.")
 EXAMPLES = 2048  # stored
+BLOCK = 20  # steps that are compiled as one
 SHAPES = {"four_points": (2, 2), "digits": (8, 8), "mnist": (28, 28)}
 
 
@@ -157,8 +162,8 @@ class Ours:
         return plain, passed, compiled(self.method.train_step).memory_analysis().temp_size_in_bytes
 
     def compile(self, seconds: float, mode: str = "jit") -> tuple[int, float]:
-        """Finds how many steps take about that long; returns them, and the seconds of compiling a block of them."""
-        steps, several = 4, self.config.num_seeds if self.config.num_seeds > 1 else None
+        """Finds how many steps take about that long; returns them, and the seconds of compiling a block of some."""
+        several = self.config.num_seeds if self.config.num_seeds > 1 else None
         compiled = blocks.compile_blocks(
             self.method, self.data.prepare, self.data.train, mode=mode, batch_size=self.batch, num_seeds=several
         )
@@ -166,19 +171,18 @@ class Ours:
         if several:
             state, key = jax.tree.map(lambda a: jnp.stack([a] * several), state), jax.random.split(key, several)
         self.state = compiled.place(state)
-        while True:
-            shape = (steps, self.batch) if several is None else (several, steps, self.batch)
-            batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, shape, dtype=np.int32))
+        shape = (BLOCK, self.batch) if several is None else (several, BLOCK, self.batch)
+        batches = compiled.fetch(np.random.default_rng(0).integers(0, EXAMPLES, shape, dtype=np.int32))
 
-            def run(batches=batches) -> None:
+        def run(count: int = 1) -> None:
+            for _ in range(count):
                 self.state, observed = compiled.run(key, self.state, batches)
-                jax.block_until_ready(observed.info)
+            jax.block_until_ready(observed.info)
 
-            first, second = timed(run), timed(run)
-            if second > seconds / 2:
-                self.run = run
-                return steps, first - second
-            steps = max(steps + 1, round(steps * min(seconds / second, 100)))
+        first, second = timed(run), timed(run)
+        count = max(1, round(seconds / second))
+        self.run = functools.partial(run, count)
+        return count * BLOCK, first - second
 
 
 def timed(run: Callable) -> float:
@@ -187,15 +191,21 @@ def timed(run: Callable) -> float:
     return time.perf_counter() - begun
 
 
+def kinds_of_torch() -> list[str]:
+    """How PyTorch runs, if it does."""
+    return TORCH.value if importlib.util.find_spec("torch") is not None and not SET.value else []
+
+
 class Torch:
     """The same in PyTorch, of the same params; imported here because PyTorch is an extra."""
 
-    def __init__(self, ours: Ours):
+    def __init__(self, ours: Ours, kind: str):
         import torch
 
         from benchmarks import torch_players
 
         self.torch, self.mirror, self.config, self.batch = torch, torch_players, ours.config, ours.batch
+        torch.set_default_device("cuda" if jax.default_backend() == "gpu" else "cpu")
         self.noise_dim, params = ours.settings["noise_dim"], ours.state.params
         self.modules = torch_players.mirror(ours.modules, params, layer_sizes(*ours.data.x_shape[:2]), self.noise_dim)
         for name, module in self.modules.items():
@@ -204,23 +214,56 @@ class Torch:
         self.weights = {name: list(module.parameters()) for name, module in self.modules.items()}
         options = ours.config.optimizer
         self.adams = {
-            name: torch.optim.Adam(weights, options[f"{name}_rate"], (options.b1, options.b2), fused=True)
+            name: torch.optim.Adam(
+                weights, options[f"{name}_rate"], (options.b1, options.b2), fused=True, capturable=kind == "capture"
+            )
             for name, weights in self.weights.items()
         }
         self.averages = {name: [p.detach().clone() for p in weights] for name, weights in self.weights.items()}
-        self.stored = torch_players.images(torch.from_numpy(np.array(ours.data.train)))
+        self.stored = torch_players.images(torch_players.tensor(ours.data.train))
         self.losses = torch_players.losses
 
     def losses_at(self, draws: Draws) -> list[float]:
-        """Both losses, padded as ours."""
+        """Both losses, padded as ours, in float32."""
         x, noise, z_prior = (self.mirror.tensor(a) for a in draws)
+        self.multiply_in("highest")
         with mock.patch.object(self.mirror, "EXACT", True):
             found = self.mirror.losses(self.modules, self.mirror.images(x), noise, z_prior, self.config)
+        self.multiply_in("high")
         return [float(loss.detach()) for loss in found if loss is not None]
 
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
+    def multiply_in(self, precision: str) -> None:
+        """'highest' is float32; 'high' is TF32 on GPUs, and float32 on CPUs."""
+        self.torch.set_float32_matmul_precision(precision if self.on_gpu() else "highest")
+        self.torch.backends.cudnn.allow_tf32 = precision == "high"
+
+    def on_gpu(self) -> bool:
+        return self.stored.is_cuda
+
+    def prepare(self, kind: str, seconds: float) -> None:
+        """Compiles or captures; finds how many steps take about that long."""
+        if kind == "compile":
+            self.losses = self.torch.compile(self.losses)
+        if kind == "capture":
+            side = self.torch.cuda.Stream()
+            side.wait_stream(self.torch.cuda.current_stream())
+            with self.torch.cuda.stream(side):
+                for _ in range(3):
+                    self.step()
+            self.torch.cuda.current_stream().wait_stream(side)
+            graph, self.eager = self.torch.cuda.CUDAGraph(), self.step
+            with self.torch.cuda.graph(graph):
+                self.eager()
+            self.step = graph.replay
+        self.steps = 2
+        self.run()
+        self.steps = max(2, round(2 * seconds / timed(self.run)))
+
+    def run(self) -> None:
+        for _ in range(self.steps):
             self.step()
+        if self.on_gpu():
+            self.torch.cuda.synchronize()
 
     def step(self) -> None:
         torch, options, adversarial = self.torch, self.config, "adversary" in self.modules
@@ -259,24 +302,21 @@ def measure(case: Case, peak_flops: float) -> str:
         ours.settings["noise_dim"],
         ours.config.noise_draws,
     )
-    expected, (flop, forward, memory) = [float(loss) for loss in ours.losses(ours.state, draws)], ours.cost()
-    others = {}
-    if WITH_TORCH and not SET.value:
-        for name in ("eager", *(["compile"] if TORCH_COMPILE.value else [])):
-            others[name] = Torch(ours)
-            np.testing.assert_allclose(others[name].losses_at(draws), expected, rtol=2e-4, err_msg=case.name)
-            if name == "compile":
-                others[name].losses = others[name].torch.compile(others[name].losses)
+    with jax.default_matmul_precision("highest"):
+        expected = [float(loss) for loss in jax.jit(ours.losses)(ours.state, draws)]
+    flop, forward, memory = ours.cost() if COUNT.value else [math.nan] * 3
+    others = {kind: Torch(ours, kind) for kind in kinds_of_torch()}
+    for kind, other in others.items():
+        np.testing.assert_allclose(other.losses_at(draws), expected, rtol=2e-4, err_msg=case.name)
+        other.prepare(kind, SECONDS.value)
     steps, compiling = ours.compile(SECONDS.value)
-    runs = {"ours": ours.run} | {name: functools.partial(other.run, steps) for name, other in others.items()}
-    for other in others.values():
-        other.run(2)
-    seconds = {name: value / steps for name, value in medians(runs).items()}
-    own = seconds.pop("ours")
+    seconds = medians({"ours": ours.run} | {kind: other.run for kind, other in others.items()})
+    own = seconds.pop("ours") / steps
     line = f"{case.name:24}{1e3 * own:>9.2f}{1 / own:>9.1f}{ours.batch / own:>10,.0f}{flop / 1e9:>8.2f}{flop / forward:>7.2f}"
     line += f"{flop / own / 1e9:>8.0f}"
     line += f"{flop / own / peak_flops:>7.0%}{memory / 2**20:>8.0f}{compiling:>9.1f}"
-    return line + "".join(f"{1e3 * value:>10.2f}{value / own:>7.2f}" for value in seconds.values())
+    of_others = {kind: value / others[kind].steps for kind, value in seconds.items()}
+    return line + "".join(f"{1e3 * value:>10.2f}{value / own:>7.2f}" for value in of_others.values())
 
 
 def main(argv: list[str]) -> None:
@@ -286,17 +326,19 @@ def main(argv: list[str]) -> None:
     versions = [f"jax {jax.__version__}"]
     columns = f"{'case':24}{'ms':>9}{'steps/s':>9}{'images/s':>10}{'GFLOP':>8}{'passes':>7}{'GFLOP/s':>8}"
     columns += f"{'peak':>7}{'MiB':>8}{'compile':>9}"
-    if WITH_TORCH and not SET.value:
+    if kinds := kinds_of_torch():
         import torch
 
         versions.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-        columns += f"{'PyTorch':>10}{'ratio':>7}" + (f"{'compiled':>10}{'ratio':>7}" if TORCH_COMPILE.value else "")
+        columns += "".join(f"{kind:>10}{'ratio':>7}" for kind in kinds)
     device = jax.devices()[0].device_kind
     print(f"{device}, {os.cpu_count()} cores, {', '.join(versions)}, float32 matmul {peak_flops / 1e9:.0f} GFLOP/s")
     print(f"medians of {ROUNDS.value} alternating runs; ms per step, MiB of temporary memory, seconds to compile a block")
     print(columns, flush=True)
+    taken = {"return_value": FORMULATION.value} if FORMULATION.value else {"wraps": conv.formulation_of}
     for case in cases():
-        print(measure(case, peak_flops), flush=True)
+        with mock.patch.object(conv, "formulation_of", **taken):
+            print(measure(case, peak_flops), flush=True)
         gc.collect()
         jax.clear_caches()
 

@@ -23,7 +23,7 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "silu":
 
 
 def tensor(array) -> torch.Tensor:
-    return torch.from_numpy(np.array(array))
+    return torch.from_numpy(np.array(array)).to(torch.get_default_device())
 
 
 def linear(params: dict) -> nn.Linear:
@@ -406,7 +406,11 @@ def images(x: torch.Tensor) -> torch.Tensor:
 
 
 def log_normal(x, mean, std):
-    return (-0.5 * ((x - mean) / std) ** 2 - torch.log(torch.as_tensor(std)) - 0.5 * math.log(2 * math.pi)).sum(-1)
+    return (-0.5 * ((x - mean) / std) ** 2 - log(std) - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def log(std):
+    return torch.log(std) if isinstance(std, torch.Tensor) else math.log(std)
 
 
 def reconstruction(out, x, std: float | None) -> torch.Tensor:
@@ -416,8 +420,7 @@ def reconstruction(out, x, std: float | None) -> torch.Tensor:
     if std is None:
         out, raw = out
         std = torch.exp(math.log(0.01) * (1 - torch.sigmoid(raw)))  # between 0.01 and 1
-    log_std = torch.log(torch.as_tensor(std))
-    return (0.5 * ((x - out) / std) ** 2 + log_std + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
+    return (0.5 * ((x - out) / std) ** 2 + log(std) + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
 
 
 def losses(players: dict, x, noise, z_prior, config) -> tuple[torch.Tensor, torch.Tensor | None]:

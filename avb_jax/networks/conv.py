@@ -1,8 +1,9 @@
 """Convolutions that pick their formulation by backend and shape, with the same parameters and the same result in each.
 
-GPUs and TPUs want `lax.conv`. XLA's CPU backend runs it at a few percent of the machine's speed inside a `lax.scan`, which is
-where training happens. There oneDNN does it where the extra `avb_jax[onednn]` is installed (`networks.onednn`); else, and for
-the narrowest layers, a convolution is strided slices next to each other and one matrix product, in one of two ways:
+TPUs want `lax.conv`, and so do GPUs for large images; small ones are theirs in half the time as matrix products. XLA's CPU backend
+runs `lax.conv` at a few percent of the machine's speed inside a `lax.scan`, which is where training happens. There oneDNN does
+it where the extra `avb_jax[onednn]` is installed (`networks.onednn`); else, and for the narrowest layers, a convolution is
+strided slices next to each other and one matrix product, in one of two ways:
 
   rows     slices of whole rows, times a matrix [k W C, W' F] that has the kernel once for each output column: k slices in the
            place of k * k, and W / k times the products, the rest of them with zeros. For small layers, whose time is copies.
@@ -38,7 +39,9 @@ def conv(x: Array, kernel: Array, stride: int = 1, formulation: str = "auto", pa
     """
     if pads is None:
         pads = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    chosen = formulation_of(formulation, x.dtype, x.shape[2], kernel.shape[1], stride, kernel.shape[3])
+    outputs = [(n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)]
+    size = 4 * len(x) * math.prod(outputs) * math.prod(kernel.shape[:3])
+    chosen = formulation_of(formulation, x.dtype, x.shape[2], kernel.shape[1], stride, kernel.shape[3], size)
     if chosen == "onednn":
         return onednn.forward(x, kernel, stride, pads)
     if chosen == "lax":
@@ -59,7 +62,8 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2, formulation: str = 
     # Output pixel s p + r sees input pixel p + d through tap s d - r + pad.
     pad = k - 1 if s > k - 1 else (k + s - 1) // 2
     low, high = -(pad // s), (k - 1 + s - 1 - pad) // s
-    chosen = formulation_of(formulation, x.dtype, w, high - low + 1, 1, s * s * kernel.shape[3])
+    size = 4 * math.prod(x.shape) * (high - low + 1) ** 2
+    chosen = formulation_of(formulation, x.dtype, w, high - low + 1, 1, s * s * kernel.shape[3], size)
     if chosen == "onednn":
         flipped, pads = kernel[::-1, ::-1].swapaxes(2, 3), [(k - 1 - pad, pad + 1 - s)] * 2
         return onednn.transposed(x, flipped, s, pads, (h * s, w * s))
@@ -116,25 +120,28 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int, features: int) -> str:
-    """What 'auto' stands for: by measurement, see `benchmarks/conv.py`.
+def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int, features: int, size: int) -> str:
+    """What 'auto' stands for: by measurement, see `benchmarks/conv.py`; `size` is the bytes of all patches in float32.
 
     Raises:
       UserError: no such formulation, or oneDNN's where it cannot be had.
     """
     if formulation not in FORMULATIONS:
         raise UserError(f"formulation={formulation!r}: must be one of {', '.join(FORMULATIONS)}")
-    can = jax.default_backend() == "cpu" and dtype in onednn.DTYPES
+    backend = jax.default_backend()
+    can = backend == "cpu" and dtype in onednn.DTYPES
     if formulation == "onednn" and not (can and onednn.available()):
         raise UserError(
             f"formulation='onednn', {dtype}: needs a CPU, float32 or bfloat16, a C++ compiler and pip install 'avb_jax[onednn]'"
         )
     if formulation != "auto":
         return formulation
-    if jax.default_backend() != "cpu":
+    if backend not in ("cpu", "gpu"):
         return "lax"
     if features * (width - kernel) <= NARROW * (kernel - stride):
         return "rows"
+    if backend == "gpu":
+        return "patches" if size <= WHOLE else "lax"
     one_device = jax.device_count() == 1  # a call of oneDNN cannot be split between devices
     return "onednn" if can and one_device and onednn.available() else "patches"
 

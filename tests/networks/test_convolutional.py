@@ -186,12 +186,28 @@ def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkey
 def test_formulations_by_shape(monkeypatch, installed):
     monkeypatch.setattr(onednn, "available", lambda: installed)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    of, wide = functools.partial(conv.formulation_of, "auto", jnp.float32), "onednn" if installed else "patches"
+    of, wide = functools.partial(conv.formulation_of, "auto", jnp.float32, size=1000), "onednn" if installed else "patches"
     assert of(14, 3, 1, 4) == of(4, 5, 2, 128) == "rows"
     assert of(28, 5, 2, 16) == of(32, 3, 1, 16) == of(8, 2, 2, 4) == wide
-    assert conv.formulation_of("auto", jnp.float64, 28, 5, 2, 16) == "patches"
-    assert conv.formulation_of("lax", jnp.float32, 28, 5, 2, 16) == "lax"
+    assert conv.formulation_of("auto", jnp.float64, 28, 5, 2, 16, 1000) == "patches"
+    assert conv.formulation_of("lax", jnp.float32, 28, 5, 2, 16, 1000) == "lax"
     monkeypatch.setattr(jax, "device_count", lambda: 2)  # a call of oneDNN's cannot be split
     assert of(28, 5, 2, 16) == "patches"
     with pytest.raises(UserError, match="formulation='fft': must be one of auto, lax, onednn, rows, patches"):
-        conv.formulation_of("fft", jnp.float32, 28, 5, 2, 16)
+        conv.formulation_of("fft", jnp.float32, 28, 5, 2, 16, 1000)
+
+
+def test_small_images_are_matrix_products_on_gpus_too(monkeypatch):
+    seen, formulation_of = [], conv.formulation_of
+    monkeypatch.setattr(conv, "formulation_of", lambda *given: seen.append(formulation_of(*given)) or "lax")
+
+    def chosen(backend, function, shape, kernel):
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        jax.eval_shape(functools.partial(function, stride=2), jnp.zeros(shape), jnp.zeros(kernel))
+        return seen[-1]
+
+    assert chosen("gpu", conv.conv, (128, 28, 28, 1), (5, 5, 1, 16)) == "patches"
+    assert chosen("gpu", conv.conv_transpose, (128, 14, 14, 16), (5, 5, 16, 1)) == "rows"
+    assert chosen("gpu", conv.conv, (128, 64, 64, 64), (5, 5, 64, 64)) == "lax"
+    assert chosen("gpu", conv.conv_transpose, (1024, 14, 14, 64), (5, 5, 64, 64)) == "lax"
+    assert chosen("tpu", conv.conv, (128, 28, 28, 1), (5, 5, 1, 16)) == "lax"
