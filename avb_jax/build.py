@@ -26,7 +26,7 @@ from avb_jax.transforms import with_ema
 from avb_jax.types import Players, UserError
 
 SCHEDULES = ("constant", "cosine")
-CONTRASTS = ("prior", "gaussian", "full_covariance", "semi_implicit")
+CONTRASTS = ("prior", "gaussian", "full_covariance")
 PIXELS, REALNVP = ("features", "channels", "layers", "kernel_size"), ("channels", "layers", "scales")
 PRIORS = ("standard_normal", "flow", "vamp")
 ENCODERS = ("black_box", "semi_implicit")
@@ -179,13 +179,15 @@ def _avb(config, parts: Parts) -> Method:
 
 
 def _contrast(options) -> contrast.Contrast:
-    if options.kind == "gaussian":
-        return contrast.GaussianContrast(options.moment_draws, options.moment_gradients)
-    if options.kind == "full_covariance":
-        return contrast.FullCovariance(options.moment_draws)
-    if options.kind == "semi_implicit":
-        return contrast.SemiImplicitContrast(options.components, options.broad, options.inflation)
-    return contrast.PriorContrast()
+    if options.kind == "prior":
+        return contrast.PriorContrast()
+    return contrast.GaussianContrast(
+        options.moment_draws,
+        options.moment_gradients,
+        options.kind == "full_covariance",
+        options.inflation,
+        options.prior_share,
+    )
 
 
 def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:

@@ -6,12 +6,9 @@ the encoder is differentiated: E_q[T* + log r] is E_q[log q] for every r.
 
 - `PriorContrast`: r = p(z), the paper's own game.
 - `GaussianContrast`: adaptive contrast (Mescheder, Nowozin & Geiger 2017, the later version of the paper): a Gaussian with the
-  moments of q(.|x). T sees (x, (z - mean) / std) and (x, N(0, I)).
-- `FullCovariance`: the same with q's covariances, standardised by their Cholesky factor.
-- `SemiImplicitContrast`: of a semi-implicit encoder, a mixture of its conditionals at some draws of its noise, and of a
-  Gaussian wider than q, without which log r falls without end where the conditionals have nothing, and T knows nothing of it.
+  moments of q(.|x), or with its covariances. T sees (x, (z - mean) / std) and (x, N(0, I)), or something that lies wider.
 
-With `moment_gradients`, gradients flow through a Gaussian's moments, those in r and those in (z - mean) / std; otherwise not.
+With `moment_gradients`, gradients flow through the moments, those in r and those in (z - mean) / std; otherwise not.
 Both are the gradient of the bound where T is optimal: they differ by the score of q in its location and scale, E_q[d log q] =
 0. But where they flow, and z = mean + std * v, what T sees is v, which does not move with location and scale. These are then
 trained without T, by log r(z|x) - log p(z) and the reconstruction, and T's errors, divided by a small std, do not reach them: T
@@ -30,7 +27,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from numpyro.distributions import Categorical, Distribution, MixtureSameFamily
+from jax.scipy.stats import norm
+from numpyro.distributions import Distribution, constraints
 
 from avb_jax import players
 from avb_jax.distributions import kl_divergence, normal, standard_normal
@@ -43,11 +41,18 @@ SMALLEST_STD = 1e-3  # an encoder that ignores its noise would leave nothing to 
 More = Callable[[int], Posterior]  # count -> draws from q(z|x) [count, B, Z], of noise that is the same for every x and step
 
 
+class Compared(NamedTuple):
+    """The two sides that T's loss tells apart."""
+
+    z: Array  # [2, S, B, Z] the encoder's draws and those of r, or of an s in its place, as T sees both
+    log_ratio: Array | None = None  # [2, S, B] log s(z|x) - log r(z|x) there, nats; None where s is r
+
+
 class Contrasted(NamedTuple):
     """Draws from q(z|x) and r(z|x), which is the prior where there is no other."""
 
     z: Array  # [S, B, Z] the encoder's draws
-    compared: Array  # [2, S, B, Z] these, and r's draws, as T sees both
+    compared: Compared
     log_ratio: Array  # [S, B] log r(z|x) - log p(z) at the encoder's draws, nats: what the KL term has in addition to T
     kl: Array | None = None  # [B] KL(r(z|x), p(z)), nats; None for the prior, or where it has no closed form
 
@@ -56,8 +61,12 @@ class Contrasted(NamedTuple):
 class PriorContrast:
     """r(z|x) = p(z): T has the whole KL to learn."""
 
+    def reference(self, prior: Distribution) -> Distribution:
+        """R, as T sees it."""
+        return prior
+
     def base(self, prior: Distribution) -> Distribution:
-        """What r's draws are made of; T sees it as it is, but under a mixture."""
+        """What the draws are made of that the encoder's are compared with."""
         return prior
 
     def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
@@ -70,136 +79,130 @@ class PriorContrast:
         if isinstance(prior, AtParams):
             log_p = prior.log_prob(jax.lax.stop_gradient(posterior.z))
             log_ratio = jax.lax.stop_gradient(log_p) - log_p
-        return Contrasted(posterior.z, jnp.stack([posterior.z, base]), log_ratio)
+        return Contrasted(posterior.z, Compared(jnp.stack([posterior.z, base])), log_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianContrast:
     """Adaptive contrast: r(z|x) = N(mean, diag std^2) with the moments that the encoder gives, or else those of more draws.
 
+    T stands in for log q - log r, and sees z standardised, next to draws of r; or, with `inflation` or `prior_share`, of
+
+        s(z|x) = (1 - prior_share) N(mean, (inflation std)^2) + prior_share p(z),
+
+    which lies wherever q does. Of r there are few draws in the tails of a q that is no Gaussian, where T would be anything.
+    The logit of its loss is T + log r - log s, and T* the same for every s (noise-contrastive estimation, Gutmann & Hyvarinen
+    2012).
+
     Attributes:
       moment_draws: of z, for r's moments where the encoder does not give them.
       moment_gradients: whether gradients flow through the moments.
+      full: whether r has q's covariances, by more draws than z has dimensions, whatever moments the encoder gives.
+      inflation: of s's standard deviation over q's, at least 1.
+      prior_share: of s, at least 0 and below 1.
 
     Raises:
-      UserError: fewer than 2 draws.
+      UserError: a setting out of its range; where it is called, no more draws than z has dimensions for a covariance.
     """
 
     moment_draws: int = 8
     moment_gradients: bool = False
+    full: bool = False
+    inflation: float = 1.0
+    prior_share: float = 0.0
 
     def __post_init__(self):
         if self.moment_draws < 2:
             raise UserError(f"moment_draws={self.moment_draws}: must be at least 2")
+        if not self.inflation >= 1:
+            raise UserError(f"inflation={self.inflation!r}: must be at least 1")
+        if not 0 <= self.prior_share < 1:
+            raise UserError(f"prior_share={self.prior_share!r}: must be at least 0 and below 1")
 
-    def base(self, prior: Distribution) -> Distribution:
-        """As r is once standardised."""
+    def reference(self, prior: Distribution) -> Distribution:
+        """N(0, I), which r is once standardised."""
+        if self.full and self.moment_draws <= (dim := prior.event_shape[0]):
+            raise UserError(f"moment_draws={self.moment_draws}: must be more than z's {dim} dimensions, for a covariance")
         return standard_normal(prior.event_shape[0])
 
+    def base(self, prior: Distribution) -> Distribution:
+        """N(0, I); with a share of the prior, a draw of each, and one of N(0, 1) that says which it is."""
+        reference = self.reference(prior)
+        return _Joint(reference, prior, standard_normal(1)) if self.prior_share else reference
+
     def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
-        """The encoder's draws, standardised, next to N(0, I)."""
+        """The encoder's draws next to r's, or to those of s, all standardised by q's moments."""
+        z, dim, reference = posterior.z, prior.event_shape[0], self.reference(prior)
+        moments = self._moments(posterior, more)
+        v = moments.standardised(z)
+        log_ratio = reference.log_prob(v) - moments.log_scale - prior.log_prob(z)
+        kl = None if self.full else kl_divergence(normal(moments.mean, moments.factor), prior)
+        v_s = self.inflation * base[..., :dim]
+        if self.prior_share:
+            from_prior = norm.cdf(base[..., -1:]) < self.prior_share
+            v_s = jnp.where(from_prior, moments.standardised(base[..., dim:-1]), v_s)
+        both = jnp.stack([v, v_s])
+        if self.inflation == 1.0 and not self.prior_share:
+            return Contrasted(z, Compared(both), log_ratio, kl)
+        log_s = normal(jnp.zeros(dim), self.inflation).log_prob(both)
+        if self.prior_share:
+            log_p = prior.log_prob(moments.placed(both)) + moments.log_scale
+            log_s = jnp.logaddexp(jnp.log1p(-self.prior_share) + log_s, jnp.log(self.prior_share) + log_p)
+        return Contrasted(z, Compared(both, log_s - reference.log_prob(both)), log_ratio, kl)
+
+    def _moments(self, posterior: Posterior, more: More) -> "_Moments":
         mean, std = posterior.mean, posterior.std
-        if mean is None or std is None:
+        if self.full or mean is None or std is None:
             z = more(self.moment_draws).z
             # Bounded under the root, whose gradient has no end at a variance of 0.
             mean, std = z.mean(axis=0), jnp.sqrt(jnp.maximum(z.var(axis=0, ddof=1), SMALLEST_STD**2))
-        moments = mean, jnp.maximum(std, SMALLEST_STD)
-        mean, std = moments if self.moment_gradients else jax.lax.stop_gradient(moments)
-        r, z = normal(mean, std), posterior.z
-        log_ratio = r.log_prob(z) - prior.log_prob(z)
-        return Contrasted(z, jnp.stack([(z - mean) / std, base]), log_ratio, kl_divergence(r, prior))
+        factor = jnp.maximum(std, SMALLEST_STD)
+        if self.full:
+            covariance = jnp.einsum("mbi,mbj->bij", z - mean, z - mean) / (self.moment_draws - 1)
+            factor = jnp.linalg.cholesky(covariance + SMALLEST_STD**2 * jnp.eye(mean.shape[-1]))
+        moments = _Moments(mean, factor)
+        return moments if self.moment_gradients else jax.lax.stop_gradient(moments)
 
 
-@dataclasses.dataclass(frozen=True)
-class FullCovariance:
-    """r(z|x) = N(mean, covariance) with the moments of some draws of z.
+class _Moments(NamedTuple):
+    """What standardises z."""
 
-    Attributes:
-      moment_draws: of z; more than it has dimensions, or r has no density.
+    mean: Array  # [B, Z]
+    factor: Array  # [B, Z] standard deviations, or [B, Z, Z] a lower triangular root of the covariances
 
-    Raises:
-      UserError: fewer than 2 draws; where it is called, no more draws than z has dimensions.
-    """
+    @property
+    def log_scale(self) -> Array:
+        diagonal = self.factor if self.factor.ndim == 2 else jnp.diagonal(self.factor, axis1=-2, axis2=-1)
+        return jnp.sum(jnp.log(diagonal), axis=-1)
 
-    moment_draws: int = 64
+    def standardised(self, z: Array) -> Array:
+        """Of z [S, B, Z]."""
+        if self.factor.ndim == 2:
+            return (z - self.mean) / self.factor
+        return jax.vmap(lambda root, z: solve_triangular(root, z.T, lower=True).T, (0, 1), 1)(self.factor, z - self.mean)
 
-    def __post_init__(self):
-        if self.moment_draws < 2:
-            raise UserError(f"moment_draws={self.moment_draws}: must be at least 2")
-
-    def base(self, prior: Distribution) -> Distribution:
-        """As r is once standardised."""
-        if self.moment_draws <= (dim := prior.event_shape[0]):
-            raise UserError(f"moment_draws={self.moment_draws}: must be more than z's {dim} dimensions, for a covariance")
-        return standard_normal(dim)
-
-    def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
-        """The encoder's draws, standardised, next to N(0, I)."""
-        drawn = jax.lax.stop_gradient(more(self.moment_draws).z)
-        mean = drawn.mean(axis=0)
-        centred = drawn - mean
-        covariance = jnp.einsum("mbi,mbj->bij", centred, centred) / (self.moment_draws - 1)
-        factor = jnp.linalg.cholesky(covariance + SMALLEST_STD**2 * jnp.eye(mean.shape[-1]))
-        z = posterior.z
-        standard = jax.vmap(lambda one, z: solve_triangular(one, z.T, lower=True).T, (0, 1), 1)(factor, z - mean)
-        log_scale = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
-        log_r = standard_normal(mean.shape[-1]).log_prob(standard) - log_scale
-        return Contrasted(z, jnp.stack([standard, base]), log_r - prior.log_prob(z))
+    def placed(self, v: Array) -> Array:
+        """Z [..., B, Z] of what is standardised."""
+        moved = self.factor * v if self.factor.ndim == 2 else jnp.einsum("bij,...bj->...bi", self.factor, v)
+        return self.mean + moved
 
 
-@dataclasses.dataclass(frozen=True)
-class SemiImplicitContrast:
-    """r(z|x) = (1 - broad) mean_k N(z; mean(x, u_k), std(x, u_k)^2) + broad N(z; q's mean, (inflation q's std)^2).
+class _Joint(Distribution):
+    """Draws of several distributions over vectors, next to each other."""
 
-    Of a semi-implicit encoder, at fixed u_1 .. u_K: the nearer the mixture comes to q, the less is left for T, which sees z
-    itself, next to draws from r.
+    support = constraints.real_vector
 
-    Attributes:
-      components: K.
-      broad: share of the wide Gaussian, in (0, 1].
-      inflation: of its standard deviation over q's, at least 1.
+    def __init__(self, *parts: Distribution):
+        self.parts = parts
+        super().__init__((), (sum(part.event_shape[0] for part in parts),))
 
-    Raises:
-      UserError: a setting out of its range.
-    """
-
-    components: int = 16
-    broad: float = 0.5
-    inflation: float = 1.2
-
-    def __post_init__(self):
-        if self.components < 2:
-            raise UserError(f"components={self.components}: must be at least 2")
-        if not 0 < self.broad <= 1:
-            raise UserError(f"broad={self.broad!r}: must be above 0 and at most 1")
-        if not self.inflation >= 1:
-            raise UserError(f"inflation={self.inflation!r}: must be at least 1")
-
-    def base(self, prior: Distribution) -> Distribution:
-        """N(0, I) of one dimension more than z has, which says of which component a draw is."""
-        return standard_normal(prior.event_shape[0] + 1)
-
-    def __call__(self, prior: Distribution, posterior: Posterior, more: More, base: Array) -> Contrasted:
-        """The encoder's draws next to r's."""
-        conditional = more(self.components).conditional
-        if conditional is None:
-            raise UserError("contrast: the encoder is not semi-implicit; use networks.SemiImplicitEncoder, or another contrast")
-        means, stds = (jnp.moveaxis(moment, 0, 1) for moment in jax.lax.stop_gradient(conditional))  # [B, K, Z]
-        mean = means.mean(axis=1, keepdims=True)
-        variance = jnp.mean(jnp.square(stds) + jnp.square(means - mean), axis=1, keepdims=True)
-        means = jnp.concatenate([means, mean], axis=1)
-        stds = jnp.maximum(jnp.concatenate([stds, self.inflation * jnp.sqrt(variance)], axis=1), SMALLEST_STD)
-        shares = jnp.append(jnp.full(self.components, (1.0 - self.broad) / self.components), self.broad)
-        r, z = MixtureSameFamily(Categorical(probs=shares), normal(means, stds)), posterior.z
-        # Uniform on [0, 1], for one of the K + 1.
-        uniform = jax.scipy.stats.norm.cdf(base[..., -1])
-        which = jnp.minimum(jnp.searchsorted(jnp.cumsum(shares), uniform), self.components)  # [S, B]
-        of_mean, of_std = (moment[jnp.arange(z.shape[1]), which] for moment in (means, stds))
-        drawn = of_mean + of_std * base[..., :-1]
-        return Contrasted(z, jnp.stack([z, drawn]), r.log_prob(z) - prior.log_prob(z))
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        keys = jax.random.split(key, len(self.parts))
+        drawn = [part.sample(key, sample_shape) for part, key in zip(self.parts, keys, strict=True)]
+        return jnp.concatenate(drawn, axis=-1)
 
 
-Contrast = PriorContrast | GaussianContrast | FullCovariance | SemiImplicitContrast
+Contrast = PriorContrast | GaussianContrast
 
 
 def encode(

@@ -4,9 +4,9 @@
 
 Alternating, `--rounds` times each: a compiled block of our steps as `fit` runs them, and PyTorch's steps (`torch_players`:
 channels_last, fused Adam, T's forward pass shared by both losses, the same binarisation and moving averages), about
-`--seconds` of each; medians. PyTorch's are eager; or their losses go through torch.compile; or, on a GPU, a whole step is captured
-as a CUDA graph and replayed. On a GPU both multiply in TF32. Before that, parameter counts and both losses at equal params and
-draws are asserted to be equal, in float32.
+`--seconds` of each; medians. PyTorch's are eager; or their losses go through torch.compile; or, on a GPU, a whole step is
+captured as a CUDA graph and replayed. On a GPU both multiply in TF32. Before that, parameter counts and both losses at equal
+params and draws are asserted to be equal, in float32.
 GFLOP is XLA's count of one step with plain convolutions, also as a multiple of one forward pass of all players (whose backward
 passes cost twice as much, less the gradients of images); the peak, that of a 2048 x 2048 float32 matrix product. Images are
 random.
@@ -143,6 +143,12 @@ class Ours:
         )
         return [loss, of_adversary]
 
+    def draw(self, key: jax.Array, x: jax.Array) -> Draws:
+        """What a step draws."""
+        settings = self.settings
+        base = settings["contrast"].base(settings["prior"]) if "contrast" in settings else settings["prior"]
+        return players.draw(key, x, base, settings["noise_dim"], self.config.noise_draws)
+
     def cost(self) -> tuple[float, float, float]:
         """FLOP of one step and of a forward pass, with plain convolutions, and bytes of temporary memory of a step."""
         x = jnp.zeros((self.batch, *self.data.x_shape))
@@ -153,9 +159,7 @@ class Ours:
 
         def forward(key, state, x):
             """Encoder and T at all draws, decoder at the first."""
-            settings = self.settings
-            draws = players.draw(key, x, settings["prior"], settings["noise_dim"], self.config.noise_draws)
-            return self.losses(state, draws)
+            return self.losses(state, self.draw(key, x))
 
         with mock.patch.object(conv, "formulation_of", return_value="lax"):
             plain, passed = (compiled(function).cost_analysis()["flops"] for function in (self.method.train_step, forward))
@@ -222,6 +226,7 @@ class Torch:
         self.averages = {name: [p.detach().clone() for p in weights] for name, weights in self.weights.items()}
         self.stored = torch_players.images(torch_players.tensor(ours.data.train))
         self.losses = torch_players.losses
+        self.base_dim = ours.draw(jax.random.key(0), jnp.zeros((1, *ours.data.x_shape))).z_prior.shape[-1]
 
     def losses_at(self, draws: Draws) -> list[float]:
         """Both losses, padded as ours, in float32."""
@@ -275,7 +280,7 @@ class Torch:
             x = torch.where(torch.rand(self.batch, 1, 1, 1) < 0.5, x, x.flip(3))
         for last in [*[False] * (options.adversary_steps - 1) * adversarial, True]:
             noise = torch.randn(options.noise_draws, self.batch, self.noise_dim)
-            z_prior = torch.randn(options.noise_draws, self.batch, options.latent_dim)
+            z_prior = torch.randn(options.noise_draws, self.batch, self.base_dim)
             loss, of_t = self.losses(self.modules, x, noise, z_prior, options)
             moved = list(self.modules) if last else ["adversary"]
             generative = [p for name in moved if name != "adversary" for p in self.weights[name]]
@@ -295,13 +300,7 @@ class Torch:
 def measure(case: Case, peak_flops: float) -> str:
     """A case's line."""
     ours = Ours(case.config())
-    draws = players.draw(
-        jax.random.key(1),
-        ours.data.prepare(jax.random.key(2), jnp.asarray(ours.data.train[:32])),
-        ours.settings["prior"],
-        ours.settings["noise_dim"],
-        ours.config.noise_draws,
-    )
+    draws = ours.draw(jax.random.key(1), ours.data.prepare(jax.random.key(2), jnp.asarray(ours.data.train[:32])))
     with jax.default_matmul_precision("highest"):
         expected = [float(loss) for loss in jax.jit(ours.losses)(ours.state, draws)]
     flop, forward, memory = ours.cost() if COUNT.value else [math.nan] * 3

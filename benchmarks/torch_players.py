@@ -6,6 +6,7 @@ has to pad in a step of its own: with `EXACT` it does, to compare losses; withou
 sides, as one would write it for PyTorch, to the same shapes and with the same work.
 """
 
+import functools
 import itertools
 import math
 
@@ -423,25 +424,46 @@ def reconstruction(out, x, std: float | None) -> torch.Tensor:
     return (0.5 * ((x - out) / std) ** 2 + log(std) + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
 
 
+@functools.cache
+def noise_of_moments(draws: int, dim: int) -> torch.Tensor:
+    """The same for every x and step."""
+    return tensor(jax.random.normal(jax.random.key(0), (draws, 1, dim)))
+
+
 def losses(players: dict, x, noise, z_prior, config) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The encoder's and decoder's loss and T's, of a VAE or of AVB, plain or with adaptive contrast; T runs once for both."""
+    options, draws, dim = config.contrast, len(noise), config.latent_dim
+    estimated = "adversary" in players and options.kind == "gaussian" and config.encoder.kind == "semi_implicit"
+    if estimated:  # the draws of the moments, in the same call
+        fixed = noise_of_moments(options.moment_draws, noise.shape[-1])
+        noise = torch.cat([noise, fixed.expand(-1, noise.shape[1], -1)])
     z, mean, std = players["encoder"](x, noise)
+    if estimated:
+        z, of_moments = z[:draws], z[draws:]
+        mean, std = of_moments.mean(0), of_moments.var(0).clamp(min=1e-6).sqrt()
     likelihood_std = 0 if config.likelihood == "bernoulli" else config.likelihood_std
     rec = reconstruction(players["decoder"](z[0]), x, likelihood_std)
     if "adversary" not in players:
         kl = 0.5 * (mean**2 + std**2 - 1.0 - 2.0 * torch.log(std)).sum(-1)
         return (rec + kl).mean(), None
-    compared, ratio = z, 0.0
-    if config.contrast.kind == "gaussian":
+    compared, other, ratio, offset = z, z_prior, 0.0, [0.0, 0.0]
+    if options.kind == "gaussian":
         std = std.clamp(min=1e-3)
-        mean, std = (mean, std) if config.contrast.moment_gradients else (mean.detach(), std.detach())
-        compared = (z - mean) / std
+        mean, std = (mean, std) if options.moment_gradients else (mean.detach(), std.detach())
+        compared, other = (z - mean) / std, options.inflation * z_prior[..., :dim]
         ratio = log_normal(z, mean, std) - log_normal(z, 0.0, 1.0)
-    both = torch.cat([compared, z_prior])
+        if options.prior_share:
+            from_prior = z_prior[..., -1:] < math.sqrt(2) * torch.erfinv(torch.tensor(2 * options.prior_share - 1))
+            other = torch.where(from_prior, (z_prior[..., dim:-1] - mean) / std, other)
+            sides = torch.stack([compared, other]).detach()
+            log_wide = math.log(1 - options.prior_share) + log_normal(sides, 0.0, options.inflation)
+            log_p = math.log(options.prior_share) + log_normal(mean + std * sides, 0.0, 1.0) + torch.log(std).sum(-1)
+            offset = torch.logaddexp(log_wide, log_p) - log_normal(sides, 0.0, 1.0)
+    both = torch.cat([compared, other])
     t = players["adversary"](x, both)
     if config.network.minus_log_prior:
         t = t + 0.5 * (both**2).sum(-1)
     t_q, t_p = t.chunk(2)
     floored = t_q if config.adversary_floor is None else t_q.clamp(min=-config.adversary_floor)
     kl = (floored + ratio).mean(0)
-    return (rec + kl).mean(), (F.softplus(-t_q) + F.softplus(t_p)).mean()
+    return (rec + kl).mean(), (F.softplus(offset[0] - t_q) + F.softplus(t_p - offset[1])).mean()

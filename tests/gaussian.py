@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avb_jax import Players, distributions, players
+from avb_jax.contrast import Compared
 from avb_jax.methods import avb
 from avb_jax.network import as_network
 
@@ -70,6 +71,7 @@ class Game:
         variables = (network.init(jax.random.key(0), *of) for network, of in zip(self.networks, inputs, strict=True))
         self.params = Players(*(of_player.get("params", {}) for of_player in variables))
         self.collections = Players({}, {}, {})
+        self.contrast = contrast
         common = {"networks": self.networks, "prior": PRIOR, "contrast": contrast}
         self._loss = functools.partial(
             avb.negative_elbo_adversarial, likelihood=distributions.gaussian(SIGMA), **common, **settings
@@ -80,7 +82,7 @@ class Game:
 
     def draw(self, key, x, count=1):
         """Draws for the examples x [B, 2]."""
-        return players.draw(key, x, PRIOR, 2, count)
+        return players.draw(key, x, self.contrast.base(PRIOR), 2, count)
 
     def loss(self, params, draws, adversary=None, **options):
         """Of encoder and decoder: (loss, `Generative`), by T's params in `self.params` unless others are given."""
@@ -93,7 +95,11 @@ class Game:
 
     def loss_of_t(self, adversary, draws, z):
         """Of T, which compares the encoder's z [S, B, 2] with the prior's: (loss, `AdversaryTerms`)."""
-        loss, (terms, _) = self._loss_of_t(adversary, self.collections, draws, jnp.stack([z, draws.z_prior]))
+        return self.loss_of_t_between(adversary, draws, Compared(jnp.stack([z, draws.z_prior])))
+
+    def loss_of_t_between(self, adversary, draws, compared):
+        """Of T, which compares any two sides."""
+        loss, (terms, _) = self._loss_of_t(adversary, self.collections, draws, compared)
         return loss, terms
 
     def z(self, draws):

@@ -10,8 +10,7 @@ from flax import linen as nn
 from numpyro import distributions as dist
 
 from avb_jax import Draws, Posterior, UserError, contrast
-from avb_jax.contrast import FullCovariance, GaussianContrast, SemiImplicitContrast
-from avb_jax.network import as_network
+from avb_jax.contrast import GaussianContrast
 from tests.conftest import small_method
 from tests.gaussian import POINTS, PRIOR, Game, analytic_negative_elbo, log_normal, params_of_q
 
@@ -91,7 +90,7 @@ def test_with_a_gaussian_encoder_nothing_is_left_for_t(points):
     mean = 0.8 * points - 0.3
     np.testing.assert_allclose(terms.kl_contrast, gaussian_kl(mean, jnp.full_like(mean, np.exp(-0.5))), rtol=1e-5)
     assert abs(jnp.mean(terms.kl - terms.kl_contrast)) < 4 * jnp.std(terms.kl - terms.kl_contrast) / np.sqrt(COUNT)
-    np.testing.assert_allclose((found.compared[0].mean(), found.compared[0].std()), (0, 1), atol=0.01)
+    np.testing.assert_allclose((found.compared.z[0].mean(), found.compared.z[0].std()), (0, 1), atol=0.01)
 
 
 def test_the_objective_does_not_depend_on_r_where_t_is_optimal(points):
@@ -139,7 +138,7 @@ def test_moments_that_the_encoder_does_not_give_are_estimated():
 
     drawn = contrasted(100_000, noise)
     mean, std = 0.8 * POINTS - 0.3, jnp.full((4, 2), np.exp(-0.5))
-    np.testing.assert_allclose(drawn.compared[0], (drawn.z - mean) / std, atol=0.02)
+    np.testing.assert_allclose(drawn.compared.z[0], (drawn.z - mean) / std, atol=0.02)
     np.testing.assert_allclose(drawn.kl, gaussian_kl(mean, std), atol=0.02)
     np.testing.assert_array_equal(contrasted(3, noise).kl, contrasted(3, -noise).kl)
 
@@ -169,11 +168,11 @@ def test_a_full_covariance_leaves_nothing_of_any_gaussian():
 
     def contrasted(params, count=50_000):
         encoder = game.networks.encoder, params, {}
-        return contrast.encode(FullCovariance(count), PRIOR, *encoder, Draws(POINTS, noise, noise), train=True)[0]
+        return contrast.encode(GaussianContrast(count, full=True), PRIOR, *encoder, Draws(POINTS, noise, noise), train=True)[0]
 
     drawn = contrasted(game.params.encoder)
-    np.testing.assert_array_equal(drawn.compared[1], noise)
-    seen = np.moveaxis(drawn.compared[0], 1, 0)
+    np.testing.assert_array_equal(drawn.compared.z[1], noise)
+    seen = np.moveaxis(drawn.compared.z[0], 1, 0)
     np.testing.assert_allclose(seen.mean(axis=1), np.zeros((4, 2)), atol=0.03)
     np.testing.assert_allclose([np.cov(one.T) for one in seen], np.broadcast_to(np.eye(2), (4, 2, 2)), atol=0.05)
     covariance = jnp.array([[1.0, 0.8], [0.8, 0.73]])
@@ -190,52 +189,72 @@ def test_a_full_covariance_leaves_nothing_of_any_gaussian():
     np.testing.assert_allclose(found, jax.grad(log_ratio)(1.0), rtol=1e-3)
 
 
-class Mixture(nn.Module):
-    """z = x + u + (0.1 + |u|) n, semi-implicit, of two dimensions."""
+class Squared(nn.Module):
+    """T = |z|^2 of what it sees."""
 
     @nn.compact
-    def __call__(self, x, noise):
-        n, u = noise[..., :2], noise[..., 2:]
-        mean = x + self.param("gain", nn.initializers.ones, ()) * u
-        std = jnp.broadcast_to(0.1 + jnp.abs(u), mean.shape)
-        return Posterior(mean + std * n, conditional=(mean, std))
+    def __call__(self, x, z):
+        return self.param("nothing", nn.initializers.zeros, ()) + jnp.sum(z**2, axis=-1)
 
 
-def test_a_mixture_of_the_encoders_own_conditionals():
-    """Its density by hand, and draws that have it; T sees z as it is, and no gradient flows into r."""
-    encoder, noise = Mixture(), jax.random.normal(jax.random.key(3), (40_000, 4, 4))
-    of, params = contrast.SemiImplicitContrast(3, 0.25, 2.0), {"gain": jnp.ones(())}
-    base = of.base(PRIOR).sample(jax.random.key(4), (40_000, 4))
+@pytest.mark.parametrize("full", [False, True])
+def test_what_t_is_told_apart_from_may_lie_wider_than_r(full):
+    """Draws of s with the density that the loss subtracts, by hand; T, its KL term and r are what they are without s."""
+    mean, std, count = np.array([0.4, -0.2]), np.array([0.5, 2.0]), 40_000
+    posterior = Posterior(jnp.asarray(mean + std * np.random.default_rng(0).normal(size=(count, 1, 2)), jnp.float32))
+    given = posterior.replace(mean=jnp.array([mean]), std=jnp.array([std]))
+    few = jax.random.normal(jax.random.key(1), (50, 1, 2)) @ jnp.diag(std) + mean
+    root = np.linalg.cholesky(np.cov(few[:, 0].T)) if full else np.diag(std)
+    mean = few.mean(axis=(0, 1)) if full else mean
+    prior = dist.StudentT(5.0, jnp.zeros(2), 1.0).to_event(1)
 
-    def contrasted(params):
-        return contrast.encode(of, PRIOR, as_network(encoder), params, {}, Draws(POINTS, noise, base), train=True)[0]
+    def contrasted(**settings):
+        of = GaussianContrast(50, full=full, **settings)
+        base = of.base(prior).sample(jax.random.key(4), (count, 1))
+        return of(prior, given, lambda count: Posterior(few), base)
 
-    drawn = contrasted(params)
-    np.testing.assert_array_equal(drawn.compared[0], drawn.z)
-    u = jax.random.normal(jax.random.key(0), (3, 1, 4))[..., 2:]
-    means, stds = POINTS + u, jnp.broadcast_to(0.1 + jnp.abs(u), (3, 4, 2))
-    variance = np.mean(stds**2, axis=0) + np.var(means, axis=0)
-    components = [(mean, std) for mean, std in zip(means, stds, strict=True)] + [(means.mean(axis=0), 2.0 * np.sqrt(variance))]
-    weights = np.array([0.25, 0.25, 0.25, 0.25])
+    plain, wide = contrasted(), contrasted(inflation=1.5, prior_share=0.25)
+    np.testing.assert_array_equal(plain.log_ratio, wide.log_ratio)
+    np.testing.assert_array_equal(plain.compared.z[0], wide.compared.z[0])
+    assert plain.compared.log_ratio is None
+    # At both sides, in z: log s - log r.
+    z = mean + wide.compared.z @ root.T
+    np.testing.assert_allclose(z[0], posterior.z, atol=1e-4)
+    log_r = dist.MultivariateNormal(mean, scale_tril=root).log_prob(z)
+    log_wide = dist.MultivariateNormal(mean, scale_tril=1.5 * root).log_prob(z)
+    log_s = jnp.logaddexp(np.log(0.25) + prior.log_prob(z), np.log(0.75) + log_wide)
+    np.testing.assert_allclose(wide.compared.log_ratio, log_s - log_r, rtol=2e-3, atol=2e-3)
+    # And the draws are s's: E_s[w / s] is 1 of any density w.
+    for width in (0.3, 1.0):
+        weight = np.exp(dist.MultivariateNormal(mean, width * np.eye(2)).log_prob(z[1]) - log_s[1])
+        assert abs(weight.mean() - 1.0) < 4 * weight.std() / np.sqrt(count)
+    np.testing.assert_allclose(contrasted(inflation=1.5).compared.z[1].std(axis=0), 1.5, rtol=0.02)
 
-    def log_r(z):
-        log_parts = [log_normal(z, mean, np.log(std)).sum(axis=-1) for mean, std in components]
-        return jax.nn.logsumexp(jnp.stack(log_parts), axis=0, b=weights[:, None, None])
 
-    np.testing.assert_allclose(drawn.log_ratio, log_r(drawn.z) - PRIOR.log_prob(drawn.z), rtol=1e-3, atol=1e-3)
-    # Where draws are r's, E_r[w / r] is the integral of w: of a density, 1, and of r twice over what it is.
-    of_r = drawn.compared[1]
-    for width in (0.5, 1.0):
-        inside = log_normal(of_r, POINTS, np.log(width)).sum(axis=-1)
-        weight = np.exp(inside - log_r(of_r))
-        np.testing.assert_allclose(weight.mean(axis=0), 1.0, atol=4 * weight.std(axis=0).max() / np.sqrt(len(weight)))
-    np.testing.assert_allclose(of_r.mean(axis=0), means.mean(axis=0), atol=0.08)
-    np.testing.assert_allclose(of_r.var(axis=0), (0.75 + 0.25 * 4.0) * variance, rtol=0.1)
-    found = jax.grad(lambda params: contrasted(params).log_ratio.mean())(params)["gain"]
-    v = noise[..., 2:]
-    z = lambda gain: POINTS + gain * v + (0.1 + jnp.abs(v)) * noise[..., :2]  # noqa: E731
-    through_z = jax.grad(lambda gain: jnp.mean(log_r(z(gain)) - PRIOR.log_prob(z(gain))))(1.0)
-    np.testing.assert_allclose(found, through_z, rtol=1e-3)
+def test_the_loss_of_t_subtracts_what_lies_wider(points):
+    """T* of a Gaussian encoder is 0 all the same: T off by a constant, a slope, a quadratic or s has a higher loss."""
+    game = _game(GivesMoments(), Squared(), inflation=1.5, prior_share=0.5)
+    draws = game.draw(jax.random.key(1), points)
+    _, found = game.loss(game.params, draws)
+    offset = found.compared.log_ratio
+
+    def loss(t):
+        logit = t - offset
+        return jnp.mean(jax.nn.softplus(-logit[0]) + jax.nn.softplus(logit[1]))
+
+    best, v = loss(jnp.zeros_like(offset)), found.compared.z
+    for wrong in (0.3, -0.3, 0.1 * jnp.sum(v**2, axis=-1), 0.2 * v[..., 0], offset):
+        assert loss(wrong + jnp.zeros_like(offset)) > best
+    got, terms = game.loss_of_t_between(game.params.adversary, draws, found.compared)
+    t = jnp.sum(v**2, axis=-1)
+    np.testing.assert_allclose(got, loss(t), rtol=1e-5)
+    np.testing.assert_allclose(terms.t, t[0].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.terms.kl, (t[0] + _log_ratio(game, draws)).mean(axis=0), rtol=1e-4)
+
+
+def _log_ratio(game, draws):
+    encoder = game.networks.encoder, game.params.encoder, {}
+    return contrast.encode(game.contrast, PRIOR, *encoder, draws, train=True)[0].log_ratio
 
 
 def test_an_encoder_that_ignores_its_noise_has_finite_moment_gradients():
@@ -251,24 +270,14 @@ def test_an_encoder_that_ignores_its_noise_has_finite_moment_gradients():
 
 def test_slips_are_named(images):
     for settings, message in (
-        ({"components": 1}, "components=1: must be at least 2"),
-        ({"broad": 0.0}, "broad=0.0: must be above 0 and at most 1"),
+        ({"moment_draws": 1}, "moment_draws=1: must be at least 2"),
         ({"inflation": 0.9}, "inflation=0.9: must be at least 1"),
+        ({"prior_share": 1.0}, "prior_share=1.0: must be at least 0 and below 1"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            SemiImplicitContrast(**settings)
-    with pytest.raises(UserError, match="moment_draws=1: must be at least 2"):
-        FullCovariance(1)
+            GaussianContrast(**settings)
     with pytest.raises(UserError, match="moment_draws=3: must be more than z's 3 dimensions"):
-        small_method("avb", contrast=FullCovariance(3))
-    with pytest.raises(UserError, match="minus_log_prior=True: must be False under a SemiImplicitContrast"):
-        small_method("avb", contrast=SemiImplicitContrast(), minus_log_prior=True)
-    method = small_method("avb", contrast=SemiImplicitContrast(), minus_log_prior=False)
-    state = method.init(jax.random.key(0), images)
-    with pytest.raises(UserError, match="contrast: the encoder is not semi-implicit"):
-        method.train_step(jax.random.key(1), state, images)
-    with pytest.raises(UserError, match="moment_draws=1: must be at least 2"):
-        GaussianContrast(moment_draws=1)
+        small_method("avb", contrast=GaussianContrast(3, full=True))
 
     class Wrong(nn.Module):
         @nn.compact

@@ -164,7 +164,7 @@ def test_slips_are_named(images):
     small = small_modules("bigan")
     with pytest.raises(UserError, match=r"prior: is learned, which avb, vae, .* can train; give this method a fixed one"):
         avb_jax.bigan(*small, prior=prior, optimizers=optax.adam(1e-3), noise_dim=3)
-    with pytest.raises(UserError, match=r"minus_log_prior=True: must be False under .* and with a learned prior"):
+    with pytest.raises(UserError, match=r"minus_log_prior=True: must be False with a learned prior"):
         learned("avb", prior, minus_log_prior=True)
     with pytest.raises(UserError, match="latent_dim=1: a flow prior couples two halves"):
         networks.FlowPrior(1).init(jax.random.key(0), jnp.zeros((1, 1)), None, method="log_prob")

@@ -130,7 +130,7 @@ def adversary_loss(
     adversary: PyTree,
     collections: Players,
     draws: Draws,
-    compared: Array,
+    compared: contrasts.Compared,
     *,
     networks: Players,
     prior: Distribution,
@@ -149,7 +149,7 @@ def adversary_loss(
       adversary: T's params.
       collections: every player's.
       draws: x [B, ...]; the rest is not read.
-      compared: the encoder's draws and r's [2, S, B, Z], as T sees them; no gradient flows into them.
+      compared: the encoder's draws and r's, as T sees them; no gradient flows into them.
       networks: every player's.
       prior: p(z).
       contrast: as there.
@@ -172,9 +172,9 @@ def adversary_loss(
         minus_log_prior=minus_log_prior,
         train=train,
     )
-    loss, terms = adversary_terms(t, divergence)
+    loss, terms = adversary_terms(t, divergence, jax.lax.stop_gradient(compared.log_ratio))
     if gradient_penalty:
-        fixed = jax.lax.stop_gradient(compared).reshape(-1, *compared.shape[2:])
+        fixed = jax.lax.stop_gradient(compared.z).reshape(-1, *compared.z.shape[2:])
         of_network = networks.adversary, adversary, collections.adversary, draws.x
         loss += gradient_penalty * jnp.mean(r1(lambda z: players.evaluate_pairs(*of_network, z, train=train)[0], fixed))
     return loss, (terms, after)
@@ -184,7 +184,7 @@ def both_sides(
     adversary: PyTree,
     collections: Players,
     x: Array,
-    compared: Array,
+    compared: contrasts.Compared,
     *,
     networks: Players,
     prior: Distribution,
@@ -192,19 +192,19 @@ def both_sides(
     minus_log_prior: bool,
     train: bool,
 ) -> tuple[Array, PyTree]:
-    """T [2, S, B] at both sides [2, S, B, Z], through one call, and the adversary's new collections."""
+    """T [2, S, B] at both sides, through one call, and the adversary's new collections."""
     t, after = evaluate_t(
         adversary,
         collections,
         x,
-        compared.reshape(-1, *compared.shape[2:]),
+        compared.z.reshape(-1, *compared.z.shape[2:]),
         networks=networks,
         prior=prior,
         contrast=contrast,
         minus_log_prior=minus_log_prior,
         train=train,
     )
-    return t.reshape(compared.shape[:3]), after
+    return t.reshape(compared.z.shape[:3]), after
 
 
 def evaluate_t(
@@ -222,16 +222,20 @@ def evaluate_t(
     """T [S, B] at x [B, ...] and z [S, B, Z] as T sees it, and the adversary's new collections."""
     t, after = players.evaluate_pairs(networks.adversary, adversary, collections.adversary, x, z, train=train)
     if minus_log_prior:
-        base = contrast.base(prior)
-        t = t + base.log_prob(base.mean) - base.log_prob(z)
+        reference = contrast.reference(prior)
+        t = t + reference.log_prob(reference.mean) - reference.log_prob(z)
     return t, after
 
 
-def adversary_terms(t: Array, divergence: Callable) -> tuple[Array, AdversaryTerms]:
-    """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example."""
-    loss = divergence(t[0], t[1])
-    accuracy = 0.5 * (jnp.heaviside(t[0], 0.5) + jnp.heaviside(-t[1], 0.5))  # T = 0 is right half of the time
-    saturation = jnp.mean(jnp.abs(t) > SATURATED, axis=(0, 1))
+def adversary_terms(t: Array, divergence: Callable, log_ratio: Array | None = None) -> tuple[Array, AdversaryTerms]:
+    """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example.
+
+    Where the other side is not r's, the loss is that of T less the `log_ratio` of what it is to r.
+    """
+    logit = t if log_ratio is None else t - log_ratio
+    loss = divergence(logit[0], logit[1])
+    accuracy = 0.5 * (jnp.heaviside(logit[0], 0.5) + jnp.heaviside(-logit[1], 0.5))  # 0 is right half of the time
+    saturation = jnp.mean(jnp.abs(logit) > SATURATED, axis=(0, 1))
     terms = AdversaryTerms(*(jnp.mean(a, axis=0) for a in (loss, accuracy)), saturation, jnp.mean(t[0], axis=0))
     return jnp.mean(loss), terms
 
@@ -307,8 +311,8 @@ def avb(
         contrast=(contrast, isinstance(contrast, contrasts.Contrast), "a contrast of avb_jax.contrast"),
         minus_log_prior=(
             minus_log_prior,
-            not minus_log_prior or not (isinstance(contrast, contrasts.SemiImplicitContrast) or isinstance(prior, Learned)),
-            "False under a SemiImplicitContrast, of which T sees z itself, and with a learned prior",
+            not minus_log_prior or not isinstance(prior, Learned),
+            "False with a learned prior",
         ),
         divergence=(divergence, callable(divergence), "a function of avb_jax.divergences"),
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),

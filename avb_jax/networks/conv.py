@@ -1,9 +1,9 @@
 """Convolutions that pick their formulation by backend and shape, with the same parameters and the same result in each.
 
-TPUs want `lax.conv`, and so do GPUs for large images; small ones are theirs in half the time as matrix products. XLA's CPU backend
-runs `lax.conv` at a few percent of the machine's speed inside a `lax.scan`, which is where training happens. There oneDNN does
-it where the extra `avb_jax[onednn]` is installed (`networks.onednn`); else, and for the narrowest layers, a convolution is
-strided slices next to each other and one matrix product, in one of two ways:
+TPUs want `lax.conv`, and so do GPUs for large images; for small ones matrix products take half the time there. XLA's CPU
+backend runs `lax.conv` at a few percent of the machine's speed inside a `lax.scan`, which is where training happens. There
+oneDNN does it where the extra `avb_jax[onednn]` is installed (`networks.onednn`); else, and for the narrowest layers, a
+convolution is strided slices next to each other and one matrix product, in one of two ways:
 
   rows     slices of whole rows, times a matrix [k W C, W' F] that has the kernel once for each output column: k slices in the
            place of k * k, and W / k times the products, the rest of them with zeros. For small layers, whose time is copies.

@@ -67,8 +67,7 @@ TRAINING = {
     "encoder.smallest_std": Field(0.0, "of z given that noise"),
     "contrast.kind": Field(
         "prior",
-        "what T compares q(z|x) with: prior; gaussian, with q's moments (adaptive contrast); full_covariance; semi_implicit, "
-        "a mixture of such an encoder's own conditionals and of a wide Gaussian",
+        "what T compares q(z|x) with: prior; gaussian, with q's moments (adaptive contrast); or full_covariance",
     ),
     "contrast.bases": Field(4, "of gaussian: noise networks of an encoder that knows its moments; 0: a black box"),
     "contrast.widths": Field((64, 64), "of these networks"),
@@ -76,9 +75,8 @@ TRAINING = {
     "contrast.moment_draws": Field(8, "of any other encoder, for its moments; more than latent_dim for full_covariance"),
     "contrast.moment_gradients": Field(False, "whether the moments are trained without T, which then shapes q alone"),
     "contrast.shape_rate": Field(1.0, "rate of what makes that shape, over the encoder's"),
-    "contrast.components": Field(16, "of a mixture"),
-    "contrast.broad": Field(0.5, "the wide Gaussian's share of it"),
-    "contrast.inflation": Field(1.2, "its standard deviation, over q's"),
+    "contrast.inflation": Field(1.0, "of the standard deviation of the Gaussian whose draws T is shown, over q's"),
+    "contrast.prior_share": Field(0.0, "of draws from p(z) among them, by which T sees far from q, too"),
     "posterior.kind": Field("diagonal", "a VAE's: diagonal, full, planar, iaf, realnvp or auxiliary"),
     "posterior.flows": Field(4, "layers of a flow"),
     "posterior.widths": Field((64, 64), "of each layer's network"),

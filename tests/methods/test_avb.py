@@ -97,7 +97,7 @@ def test_no_loss_leaks_into_another_player(images):
 
     def of_t(params, noise):  # of everything that the adversary's loss could reach
         z, _ = players.encode(nets.encoder, params.encoder, {}, images, noise, 3, train=True)
-        compared = jnp.stack([z.z, draws.z_prior])
+        compared = contrast.Compared(jnp.stack([z.z, draws.z_prior]))
         return avb.adversary_loss(params.adversary, state.collections, draws, compared, networks=nets, prior=prior)[0]
 
     gradient, noise_gradient = jax.jit(jax.grad(of_t, argnums=(0, 1)))(state.params, draws.noise)
@@ -175,7 +175,7 @@ def test_the_zero_sum_form_is_the_loss_of_kl():
     game = Game(divergence=divergences.kl)
     draws = game.draw(jax.random.key(1), POINTS)
     negative_elbo, found = game.loss(game.params, draws)
-    loss, _ = game.loss_of_t(game.params.adversary, draws, found.compared[0])
+    loss, _ = game.loss_of_t_between(game.params.adversary, draws, found.compared)
     t_prior = ExactLogRatio().apply({"params": game.params.adversary}, POINTS, draws.z_prior[0])
     np.testing.assert_allclose(negative_elbo + loss, jnp.mean(found.terms.reconstruction + jnp.exp(t_prior) - 1), rtol=1e-5)
 
@@ -270,8 +270,8 @@ def test_what_t_says_of_an_example_is_what_its_losses_say(images, adaptive):
     for name, value in expected._replace(kl=generative.terms.kl)._asdict().items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
     t = nets.adversary.apply(
-        {"params": state.params.adversary, **state.collections.adversary}, images, generative.compared[0, 0], train=False
+        {"params": state.params.adversary, **state.collections.adversary}, images, generative.compared.z[0, 0], train=False
     )[0]
     alone = draws._replace(noise=draws.noise[:1], z_prior=draws.z_prior[:1])
-    _, (one, _) = avb.adversary_loss(*variables[:2], alone, generative.compared[:, :1], **of_t)
+    _, (one, _) = avb.adversary_loss(*variables[:2], alone, jax.tree.map(lambda a: a[:, :1], generative.compared), **of_t)
     np.testing.assert_allclose(one.t, t, rtol=1e-4, atol=1e-5)  # at the encoder's z, not at the prior's
