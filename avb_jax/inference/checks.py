@@ -23,6 +23,7 @@ import numpy as np
 from avb_jax.evaluation.examples import pareto_k, sum_up
 from avb_jax.types import Array, PyTree, UserError
 
+FEW = 0.05  # of the points where q starts: so many may have no density
 BLOCK = 250  # draws of z at once
 DRAWS, WATCHED = 5_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
 INNER = 256  # K
@@ -159,14 +160,17 @@ def summarise(weighed: Weighed) -> dict[str, float]:
 _of_weights = jax.jit(lambda log_weight: (sum_up(log_weight), pareto_k(log_weight)))
 
 
-def check_finite(log_density: Callable[[Array], Array], z: Array, where: str) -> None:
+def check_finite(log_density: Callable[[Array], Array], z: Array, where: str, without: float = FEW) -> None:
     """Refuses a density that is not a finite number, or has no finite gradient, at some z [N, Z].
+
+    A density of 0, log p~ = -inf, it may have at a share `without` of the points, but not at the first.
 
     Raises:
       UserError: with the point.
     """
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_density)))(z)
-    bad = np.flatnonzero(~(np.isfinite(values) & np.isfinite(slopes).all(axis=-1)))
+    none, bad = np.isneginf(values), ~(np.isfinite(values) & np.isfinite(slopes).all(axis=-1))
+    bad = np.flatnonzero(bad if none[0] or none.mean() > without else bad & ~none)
     if len(bad):
         at = ", ".join(f"{number:.4g}" for number in np.asarray(z[bad[0]])[:8]) + (", ..." if z.shape[-1] > 8 else "")
         value = float(values[bad[0]])

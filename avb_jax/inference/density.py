@@ -29,6 +29,7 @@ from avb_jax.streams import stream
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
 
 ADAPTIVE = contrasts.GaussianContrast()
+NO_DENSITY = -1e4  # nats, of a draw where the density is 0: such draws do not move q
 
 
 class Density(dist.Distribution):
@@ -39,12 +40,35 @@ class Density(dist.Distribution):
 
     def __init__(self, log_density: Callable[[Array], Array], dim: int):
         """Takes log p~ of one z [dim]."""
-        self.log_density = log_density
+        self.log_density = _guarded(log_density)
         super().__init__(event_shape=(dim,), validate_args=False)
 
     def log_prob(self, value: Array) -> Array:
-        """Log p~(z) [...] of z [..., Z]: nats, up to a constant."""
+        """Log p~(z) [...] of z [..., Z]: nats, up to a constant; `NO_DENSITY` without a gradient where there is no density."""
         return jnp.vectorize(self.log_density, signature="(z)->()")(value)
+
+
+def _guarded(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The log density, with `NO_DENSITY` in the place of -inf, and no gradient there: far away many a model underflows to it.
+
+    What is NaN, or has a value and no finite gradient, stays so.
+    """
+
+    @jax.custom_vjp
+    def guarded(z: Array) -> Array:
+        value = log_density(z)
+        return jnp.where(jnp.isneginf(value), NO_DENSITY, value)
+
+    def forward(z: Array) -> tuple[Array, Array]:
+        value, slope = jax.value_and_grad(log_density)(z)
+        none = jnp.isneginf(value)
+        return jnp.where(none, NO_DENSITY, value), jnp.where(none, 0.0, slope)
+
+    def backward(slope: Array, of_value: Array) -> tuple[Array]:
+        return (of_value * slope,)
+
+    guarded.defvjp(forward, backward)
+    return guarded
 
 
 class LogDensityNetwork(nn.Module):

@@ -251,7 +251,7 @@ def _named_points(log_density: Callable, center: Array, key: Array, watch: Watch
     except Diverged as error:
         normal = jax.random.normal(key, (PROBED, len(center)))
         for scale in (1.0, 3.0, 10.0, 30.0, 100.0):
-            check_finite(log_density, center + scale * normal, "where q came by in training")
+            check_finite(log_density, center + scale * normal, "where q came by in training", without=1.0)
         remedy = "lower sampler_rate, adversary_rate or clip, or give start near the density's bulk"
         what = f"{str(error).partition(';')[0]}; {remedy}"
         if watch is None or watch.best is None:

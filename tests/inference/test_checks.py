@@ -104,3 +104,15 @@ def test_a_point_that_is_not_finite_is_named():
     with pytest.raises(UserError, match=r"log_density: at z = \[-1, 3\], here, it is nan \(1 of 2 points\)"):
         check_finite(lambda z: jnp.log(z[0]), z, "here")
     check_finite(lambda z: jnp.sum(z), z, "here")
+
+
+def test_a_density_may_be_zero_at_few_points_but_not_at_the_first():
+    def bounded(z):
+        return jnp.where(z[0] > 0, -z[0], -jnp.inf)
+
+    z = jnp.linspace(1.0, 100.0, 100)[:, None]
+    check_finite(bounded, z.at[-5:].multiply(-1.0), "here")
+    check_finite(bounded, z.at[-50:].multiply(-1.0), "here", without=0.5)
+    for bad in (z.at[-6:].multiply(-1.0), z.at[0].multiply(-1.0)):
+        with pytest.raises(UserError, match=r"here, it is -inf"):
+            check_finite(bounded, bad, "here")

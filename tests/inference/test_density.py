@@ -9,6 +9,7 @@ from flax import linen as nn
 from scipy import stats
 
 from avb_jax import Players, Posterior, UserError, inference, networks
+from avb_jax.inference.density import NO_DENSITY, Density
 from tests.inference.densities import gaussian
 
 KEY = jax.random.key(11)
@@ -36,6 +37,18 @@ def bent():
     """A method for the Gaussian of that sampler and a T that starts off 0, with SGD at rate 1."""
     adversary = networks.InnerProductAdversary(Blank(), networks.MLP((4,)), 3)
     return inference.density_method(gaussian, 2, Bent(), adversary, optimizers=optax.sgd(1.0), noise_dim=2, adversary_steps=1)
+
+
+def test_where_there_is_no_density_nothing_moves():
+    def bounded(z):
+        inside = jnp.log(jnp.minimum(jnp.maximum(2.0 - z[0], 0.0), 1.0))  # its slope past 2 is NaN
+        return inside + jnp.where(z[0] < -2, jnp.nan, -jnp.sum(z**2))
+
+    of = Density(bounded, 2)
+    values, slopes = jax.vmap(jax.value_and_grad(of.log_prob))(jnp.array([[3.0, 0.0], [1.0, 2.0], [-3.0, 0.0]]))
+    np.testing.assert_array_equal(values, [NO_DENSITY, -5.0, jnp.nan])
+    np.testing.assert_array_equal(slopes[:2], [[0.0, 0.0], [-2.0, -4.0]])
+    np.testing.assert_array_equal(of.log_prob(jnp.array([3.0, 0.0])), NO_DENSITY)
 
 
 def test_a_density_is_a_method(bent):

@@ -296,6 +296,18 @@ def test_densities_that_are_refused():
         inference.fit(lambda z: -jnp.sqrt(jnp.abs(z[0])), 1)
 
 
+@pytest.mark.parametrize("method", ["avb", "sivi", "uivi"])
+def test_a_density_of_zero_far_away_is_fitted(method):
+    """Draws from there do not move q, which stays what it was without them; a NaN is no such place."""
+
+    def bounded(z):
+        return jnp.where(jnp.abs(z[0]) > 2.5, -jnp.inf, gaussian(z))
+
+    fit = inference.fit(bounded, 2, method=method, **TINY)
+    assert np.isfinite(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(fit.state.params)])).all()
+    assert abs(fit.sample(KEY, 500)).max() < 20
+
+
 def test_a_density_that_is_not_finite_far_away():
     """Is named, with a point, when the training has come by it; where none is found, what to change is named."""
 
