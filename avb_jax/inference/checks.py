@@ -163,14 +163,15 @@ _of_weights = jax.jit(lambda log_weight: (sum_up(log_weight), pareto_k(log_weigh
 def check_finite(log_density: Callable[[Array], Array], z: Array, where: str, without: float = FEW) -> None:
     """Refuses a density that is not a finite number, or has no finite gradient, at some z [N, Z].
 
-    A density of 0, log p~ = -inf, it may have at a share `without` of the points, but not at the first.
+    At a share `without` of the points, but not at the first, it may be 0, log p~ = -inf, or so steep that its slope overflows.
 
     Raises:
       UserError: with the point.
     """
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_density)))(z)
-    none, bad = np.isneginf(values), ~(np.isfinite(values) & np.isfinite(slopes).all(axis=-1))
-    bad = np.flatnonzero(bad if none[0] or none.mean() > without else bad & ~none)
+    bad = ~(np.isfinite(values) & np.isfinite(slopes).all(axis=-1))
+    wrong = np.isnan(values) | np.isposinf(values)
+    bad = np.flatnonzero(bad if bad[0] or bad.mean() > without else wrong)
     if len(bad):
         at = ", ".join(f"{number:.4g}" for number in np.asarray(z[bad[0]])[:8]) + (", ..." if z.shape[-1] > 8 else "")
         value = float(values[bad[0]])

@@ -29,7 +29,8 @@ from avb_jax.streams import stream
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
 
 ADAPTIVE = contrasts.GaussianContrast()
-NO_DENSITY = -1e4  # nats, of a draw where the density is 0: such draws do not move q
+LEAST = -1e30  # nats: a mean of such over draws is still a number
+STEEPEST = 1e4  # nats per unit of z: the longest gradient of one draw
 
 
 class Density(dist.Distribution):
@@ -44,25 +45,27 @@ class Density(dist.Distribution):
         super().__init__(event_shape=(dim,), validate_args=False)
 
     def log_prob(self, value: Array) -> Array:
-        """Log p~(z) [...] of z [..., Z]: nats, up to a constant; `NO_DENSITY` without a gradient where there is no density."""
+        """Log p~(z) [...] of z [..., Z]: nats, up to a constant; see `_guarded`."""
         return jnp.vectorize(self.log_density, signature="(z)->()")(value)
 
 
 def _guarded(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The log density, with `NO_DENSITY` in the place of -inf, and no gradient there: far away many a model underflows to it.
+    """The log density as training takes it, for models that underflow, or are steep beyond measure, far from where q will be.
 
-    What is NaN, or has a value and no finite gradient, stays so.
+    -inf, and what is below `LEAST`, is `LEAST`; a gradient that is not finite is left out, and one longer than `STEEPEST`
+    shortened. A value that is NaN stays so.
     """
 
     @jax.custom_vjp
     def guarded(z: Array) -> Array:
-        value = log_density(z)
-        return jnp.where(jnp.isneginf(value), NO_DENSITY, value)
+        return jnp.maximum(log_density(z), LEAST)
 
     def forward(z: Array) -> tuple[Array, Array]:
         value, slope = jax.value_and_grad(log_density)(z)
-        none = jnp.isneginf(value)
-        return jnp.where(none, NO_DENSITY, value), jnp.where(none, 0.0, slope)
+        slope = jnp.where(jnp.isfinite(slope).all() | jnp.isnan(value), slope, 0.0)
+        largest = jnp.maximum(jnp.max(jnp.abs(slope)), 1.0)  # whose square may be beyond float32
+        length = largest * jnp.linalg.norm(slope / largest)
+        return jnp.maximum(value, LEAST), slope * jnp.minimum(1.0, STEEPEST / (length + 1e-6))
 
     def backward(slope: Array, of_value: Array) -> tuple[Array]:
         return (of_value * slope,)

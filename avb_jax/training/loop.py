@@ -351,8 +351,11 @@ def check_finite(name: str, step: int, numbers: dict[str, np.ndarray], finite: d
 
 
 def beyond_reason(name: str, step: int, numbers: dict[str, np.ndarray], data: Dataset | Batches) -> str:
-    """A line about nats that are finite and mean nothing, more than `NATS` for each number of an example; '' without any."""
-    size = max(1, math.prod(data.x_shape if isinstance(data, Dataset) else data.shape[1:]))  # 1 where x has no numbers
+    """A line about nats that are finite and mean nothing, more than `NATS` for each number of an example; '' without any.
+
+    Where x has no numbers there is no such measure: densities may be steep where their fit starts.
+    """
+    size = math.prod(data.x_shape if isinstance(data, Dataset) else data.shape[1:]) or math.inf
     for field in ("elbo", "reconstruction", "kl"):
         if field in numbers and (worst := np.abs(numbers[field]).max()) > NATS * size:
             return (

@@ -9,7 +9,7 @@ from flax import linen as nn
 from scipy import stats
 
 from avb_jax import Players, Posterior, UserError, inference, networks
-from avb_jax.inference.density import NO_DENSITY, Density
+from avb_jax.inference.density import LEAST, STEEPEST, Density
 from tests.inference.densities import gaussian
 
 KEY = jax.random.key(11)
@@ -42,13 +42,16 @@ def bent():
 def test_where_there_is_no_density_nothing_moves():
     def bounded(z):
         inside = jnp.log(jnp.minimum(jnp.maximum(2.0 - z[0], 0.0), 1.0))  # its slope past 2 is NaN
-        return inside + jnp.where(z[0] < -2, jnp.nan, -jnp.sum(z**2))
+        steep = -jnp.where(z[1] > 3.0, 1e25 * z[1] + 1e20 * z[0], jnp.where(z[1] == 3.0, jnp.sqrt(jnp.abs(z[1] - 3.0)), 0.0))
+        return inside + steep + jnp.where(z[0] < -2, jnp.nan, -jnp.sum(z**2))
 
     of = Density(bounded, 2)
-    values, slopes = jax.vmap(jax.value_and_grad(of.log_prob))(jnp.array([[3.0, 0.0], [0.5, 2.0], [-3.0, 0.0]]))
-    np.testing.assert_array_equal(values, [NO_DENSITY, -4.25, jnp.nan])
-    np.testing.assert_array_equal(slopes[:2], [[0.0, 0.0], [-1.0, -4.0]])
-    np.testing.assert_array_equal(of.log_prob(jnp.array([3.0, 0.0])), NO_DENSITY)
+    points = jnp.array([[3.0, 0.0], [0.5, 2.0], [-3.0, 0.0], [0.0, 3.0], [0.0, 4.0]])
+    values, slopes = jax.vmap(jax.value_and_grad(of.log_prob))(points)
+    np.testing.assert_allclose(values, [LEAST, -4.25, jnp.nan, -9.0, -4e25], rtol=1e-6)
+    expected = [[0.0, 0.0], [-1.0, -4.0], [0.0, 0.0], [-1e-5 * STEEPEST, -STEEPEST]]
+    np.testing.assert_allclose(slopes[np.array([0, 1, 3, 4])], expected, rtol=1e-5)
+    assert of.log_prob(jnp.array([3.0, 0.0])) == np.float32(LEAST)
 
 
 def test_a_density_is_a_method(bent):
