@@ -55,13 +55,13 @@ class Diagnostics(NamedTuple):
     None of it can see a mode of the density in which q has no draw at all: compare several seeds.
     """
 
-    elbo_lower: float | None  # q's own ELBO, E_q[log p~ - log q], on average from below; None where q has no density to bound
-    elbo_upper: float | None  # and from above
-    elbo_error: float | None  # standard error of both, over draws
-    log_evidence: float | None  # log of p~'s integral, by importance sampling from q
-    log_evidence_error: float | None  # its standard error, which holds where `pareto_k` is at most 0.7
-    effective_share: float | None  # effective sample size over the number of draws
-    pareto_k: float | None  # of the weights' tail
+    elbo_lower: float | None = None  # q's own ELBO, E_q[log p~ - log q], on average from below; None without a density of q
+    elbo_upper: float | None = None  # and from above
+    elbo_error: float | None = None  # standard error of both, over draws
+    log_evidence: float | None = None  # log of p~'s integral, by importance sampling from q
+    log_evidence_error: float | None = None  # its standard error, which holds where `pareto_k` is at most 0.7
+    effective_share: float | None = None  # effective sample size over the number of draws
+    pareto_k: float | None = None  # of the weights' tail
     elbo_under_t: float | None = None  # E_q[log p~ - T - log r], as good as T; None without a T
     elbo_under_t_error: float | None = None
     adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where q = r, near 0 where T saturates
@@ -148,13 +148,18 @@ class Weigher:
 def summarise(weighed: Weighed) -> dict[str, float]:
     """The numbers of `Diagnostics` that need no T; not numbers where a draw has no finite density."""
     below, above = (np.float64(weighed.log_density) - of_q for of_q in (weighed.upper, weighed.lower))
-    names = Diagnostics._fields[:7]
-    if not (np.isfinite(below).all() and np.isfinite(above).all()):
-        return dict.fromkeys(names, math.nan)
+    finite = np.isfinite(below).all() and np.isfinite(above).all()
     evidence, k = _of_weights(below)
-    error = below.std(ddof=1) / math.sqrt(len(below))
-    numbers = below.mean(), above.mean(), error, evidence.log_mean, evidence.standard_error
-    return dict(zip(names, map(float, (*numbers, evidence.effective_sample_size / len(below), k)), strict=True))
+    numbers = {
+        "elbo_lower": below.mean(),
+        "elbo_upper": above.mean(),
+        "elbo_error": below.std(ddof=1) / math.sqrt(len(below)) if finite else math.nan,
+        "log_evidence": evidence.log_mean,
+        "log_evidence_error": evidence.standard_error,
+        "effective_share": evidence.effective_sample_size / len(below),
+        "pareto_k": k,
+    }
+    return {name: float(number) if finite else math.nan for name, number in numbers.items()}
 
 
 _of_weights = jax.jit(lambda log_weight: (sum_up(log_weight), pareto_k(log_weight)))

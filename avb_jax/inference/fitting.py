@@ -262,9 +262,7 @@ def _named_points(log_density: Callable, center: Array, key: Array, watch: Watch
 def _summarised(played: Game, weigher: Weigher | None, state: State, seed: int) -> Fit:
     """The fit of one seed's State."""
     method, key, params = played.method, stream(jax.random.key(seed), "summary"), averaged(state).params.encoder
-    found = dict.fromkeys(Diagnostics._fields[:7])
-    if weigher is not None:
-        found = summarise(weigher(params, stream(key, "weigh"), DRAWS))
+    found = {} if weigher is None else summarise(weigher(params, stream(key, "weigh"), DRAWS))
     log_ratio = contrast = None
     if played.adversary is not None:
         x = jnp.zeros((DRAWS, 0))

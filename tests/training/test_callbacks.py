@@ -263,6 +263,7 @@ def test_what_is_finite_and_means_nothing_is_reported(dataset):
     assert beyond_reason("avb", 3, fine, dataset) == ""  # 36 numbers each
     line = beyond_reason("avb", 3, {**fine, "elbo": np.array([-2.0, -2.7e27])}, dataset)
     assert line.startswith("warning: avb: elbo is of the order of 3e+27 nats by step 3: the training has run away")
+    assert beyond_reason("avb", 3, {"elbo": np.array(-1e30)}, np.zeros((4, 0))) == ""  # a density, far from its bulk
 
 
 def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):
