@@ -9,17 +9,13 @@ where the data have them. RUN may be 'last', the latest in runs/.
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
 from avb_jax import UserError
-from avb_jax.data.dataset import to_pixels
+from avb_jax.evaluation import codes
 from avb_jax.streams import stream
-from avb_jax.training.callbacks import Progress
 from experiments import launch, sample
-
-BATCH = 500
 
 
 def encode(
@@ -43,25 +39,8 @@ def encode(
     if found.method.encode is None:
         raise UserError(f"--method={found.name}: has no encoder")
     stored, labels = getattr(found.data, split), getattr(found.data, f"{split}_labels")
-    key, binarize = stream(jax.random.key(seed), "encode"), found.data.binarize
-
-    @jax.jit
-    def of(number: jax.Array, images: jax.Array):
-        x = to_pixels(jax.random.fold_in(stream(key, "pixels"), number), images, binarize)
-        return found.method.encode(jax.random.fold_in(key, number), state, x, draws)
-
-    parts, progress = {"z": [], "mean": [], "std": []}, Progress("encoding", len(stored), 0, unit="example")
-    for number, first in enumerate(range(0, len(stored), BATCH)):
-        images = np.asarray(stored[first : first + BATCH])
-        padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(images), axis=0)])  # one program for all
-        posterior = of(number, jnp.asarray(padded))
-        parts["z"].append(np.moveaxis(np.asarray(posterior.z), 0, 1)[: len(images)])
-        for name in ("mean", "std"):
-            if (moment := getattr(posterior, name)) is not None:
-                parts[name].append(np.asarray(moment)[: len(images)])
-        progress.update(first + len(images), "")
-    progress.close()
-    arrays = {name: np.concatenate(several) for name, several in parts.items() if several}
+    key = stream(jax.random.key(seed), "encode")
+    arrays = codes(found.method, state, stored, key, found.data.binarize, draws, quiet=False)
     arrays["z"] = arrays["z"][:, 0] if draws == 1 else arrays["z"]
     arrays |= {} if labels is None else {"labels": np.asarray(labels)}
     path = path or run / "codes" / f"{found.name}_{split}.npz"

@@ -3,6 +3,7 @@
 from avb_jax.evaluation.ais import AIS
 from avb_jax.evaluation.bdmc import BDMC
 from avb_jax.evaluation.elbo import ELBO
+from avb_jax.evaluation.encoding import codes
 from avb_jax.evaluation.estimator import Estimator, Number
 from avb_jax.evaluation.exact import Exact
 from avb_jax.evaluation.importance import ImportanceSampling
@@ -34,5 +35,6 @@ __all__ = [
     "Report",
     "SampleDistance",
     "SemiImplicit",
+    "codes",
     "evaluate",
 ]

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avb_jax.data.dataset import to_pixels
+from avb_jax.evaluation.encoding import codes
 from avb_jax.evaluation.estimator import Estimator, Number, check_counts
 from avb_jax.streams import stream
 from avb_jax.types import Array, UserError
-
-BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ class LinearProbe(Estimator):
         if data.train_labels is None or data.test_labels is None:
             raise UserError(f"LinearProbe: {data.name} has no labels; give a Dataset with train_labels and test_labels")
         train, test = (
-            self._codes(subject, stream(key, split), getattr(data, split)[:count])
+            codes(subject.method, subject.state, getattr(data, split)[:count], stream(key, split), subject.binarize)["z"][:, 0]
             for split, count in (("train", self.examples), ("test", self.images))
         )
         mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
@@ -56,21 +54,6 @@ class LinearProbe(Estimator):
         accuracy = float(right.mean())
         error = float(np.sqrt(accuracy * (1.0 - accuracy) / len(right)))
         return {("accuracy", self.name): Number(accuracy, len(right), error, None, "", right.astype(np.float32))}
-
-    def _codes(self, subject, key: Array, stored: np.ndarray) -> np.ndarray:
-        """A code [N, Z] of each stored example."""
-
-        @jax.jit
-        def of(number: Array, images: Array) -> Array:
-            x = to_pixels(jax.random.fold_in(stream(key, "pixels"), number), images, subject.binarize)
-            return subject.method.encode(jax.random.fold_in(key, number), subject.state, x).z
-
-        found = []
-        for number, first in enumerate(range(0, len(stored), BATCH)):
-            images = np.asarray(stored[first : first + BATCH])
-            padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(images), axis=0)])  # one program for all
-            found.append(np.asarray(of(number, jnp.asarray(padded)))[: len(images)])
-        return np.concatenate(found)
 
     def _fit(self, z: Array, labels: Array, classes: int) -> tuple[Array, Array]:
         optimizer = optax.adam(optax.cosine_decay_schedule(0.1, self.steps))

@@ -26,7 +26,7 @@ def labelled():
 
 
 def method(of_x):
-    return small_method("avb")._replace(encode=lambda key, state, x, draws=None: Posterior(of_x(key, x)))
+    return small_method("avb")._replace(encode=lambda key, state, x, draws: Posterior(jnp.stack([of_x(key, x)] * draws)))
 
 
 def test_codes_that_say_the_class(labelled):
