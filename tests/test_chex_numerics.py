@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from absl.testing import parameterized
 
-from avb_jax import Players, UserError, distributions
+from avb_jax import Players, UserError, contrast, distributions
 from avb_jax.data import to_pixels
 from avb_jax.distributions import DiscretizedLogistic, bernoulli, deterministic, discretized_logistic, gaussian
 from avb_jax.methods import avb
@@ -184,7 +184,7 @@ class MethodsTest(chex.TestCase):
 
         def loss_of(adversary, draws):
             collections = Players({}, {}, {})
-            alike = jnp.stack([draws.z_prior, draws.z_prior])
+            alike = contrast.Compared(jnp.stack([draws.z_prior, draws.z_prior]))
             return avb.adversary_loss(adversary, collections, draws, alike, networks=networks, prior=prior)
 
         loss, (terms, _) = self.variant(loss_of)(state.params.adversary, draws)
