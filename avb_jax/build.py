@@ -182,11 +182,11 @@ def _contrast(options) -> contrast.Contrast:
     if options.kind == "prior":
         return contrast.PriorContrast()
     return contrast.GaussianContrast(
-        options.moment_draws,
-        options.moment_gradients,
-        options.kind == "full_covariance",
-        options.inflation,
-        options.prior_share,
+        moment_draws=options.moment_draws,
+        moment_gradients=options.moment_gradients,
+        full=options.kind == "full_covariance",
+        inflation=options.inflation,
+        prior_share=options.prior_share,
     )
 
 

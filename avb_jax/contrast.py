@@ -45,7 +45,7 @@ class Compared(NamedTuple):
     """The two sides that T's loss tells apart."""
 
     z: Array  # [2, S, B, Z] the encoder's draws and those of r, or of an s in its place, as T sees both
-    log_ratio: Array | None = None  # [2, S, B] log s(z|x) - log r(z|x) there, nats; None where s is r
+    offset: Array | None = None  # [2, S, B] log s(z|x) - log r(z|x) there, nats; None where s is r
 
 
 class Contrasted(NamedTuple):
@@ -62,7 +62,7 @@ class PriorContrast:
     """r(z|x) = p(z): T has the whole KL to learn."""
 
     def reference(self, prior: Distribution) -> Distribution:
-        """R, as T sees it."""
+        """What r is, as T sees it."""
         return prior
 
     def base(self, prior: Distribution) -> Distribution:

@@ -73,7 +73,7 @@ class AdversaryTerms(NamedTuple):
 
     loss: Array  # [B] eq. 3.3 as a minimisation, or another divergence's, nats; of two T the lower one is nearer the optimum
     accuracy: Array  # [B] share of the pairs that T puts on the right side, in [0, 1]
-    saturation: Array  # [B] share of the pairs with |T| > 5, where under 1% of eq. 3.3's gradient is left
+    saturation: Array  # [B] share of the pairs with a logit beyond 5, where under 1% of eq. 3.3's gradient is left
     t: Array  # [B] T(x, z) at z ~ q(z|x), nats
     kl: Array | None = None  # [B] T's estimate of KL(q(z|x), p(z)), nats: t, and log r(z|x) - log p(z) under adaptive contrast
 

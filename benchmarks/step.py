@@ -256,9 +256,9 @@ class Torch:
                 for _ in range(3):
                     self.step()
             self.torch.cuda.current_stream().wait_stream(side)
-            graph, self.eager = self.torch.cuda.CUDAGraph(), self.step
+            graph = self.torch.cuda.CUDAGraph()
             with self.torch.cuda.graph(graph):
-                self.eager()
+                self.step()
             self.step = graph.replay
         self.steps = 2
         self.run()

@@ -11,6 +11,7 @@ from numpyro import distributions as dist
 
 from avb_jax import Draws, Posterior, UserError, contrast
 from avb_jax.contrast import GaussianContrast
+from avb_jax.network import as_network
 from tests.conftest import small_method
 from tests.gaussian import POINTS, PRIOR, Game, analytic_negative_elbo, log_normal, params_of_q
 
@@ -189,6 +190,22 @@ def test_a_full_covariance_leaves_nothing_of_any_gaussian():
     np.testing.assert_allclose(found, jax.grad(log_ratio)(1.0), rtol=1e-3)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_what_t_sees_does_not_move_with_moments_that_gradients_flow_through(full):
+    """Of draws whose moments scale with them; without these gradients it does."""
+    encoder, noise = as_network(Correlated()), jax.random.normal(jax.random.key(3), (50, 4, 2))
+
+    def slope(moment_gradients):
+        def seen(params):
+            of = GaussianContrast(9, moment_gradients, full)
+            drawn, _ = contrast.encode(of, PRIOR, encoder, params, {}, Draws(POINTS, noise, noise), train=True)
+            return jnp.sum(jnp.square(drawn.compared.z[0]))
+
+        return jax.grad(seen)({"gain": jnp.ones(())})["gain"]
+
+    assert abs(slope(True)) < 1e-3 * abs(slope(False))
+
+
 class Squared(nn.Module):
     """T = |z|^2 of what it sees."""
 
@@ -216,14 +233,14 @@ def test_what_t_is_told_apart_from_may_lie_wider_than_r(full):
     plain, wide = contrasted(), contrasted(inflation=1.5, prior_share=0.25)
     np.testing.assert_array_equal(plain.log_ratio, wide.log_ratio)
     np.testing.assert_array_equal(plain.compared.z[0], wide.compared.z[0])
-    assert plain.compared.log_ratio is None
+    assert plain.compared.offset is None
     # At both sides, in z: log s - log r.
     z = mean + wide.compared.z @ root.T
     np.testing.assert_allclose(z[0], posterior.z, atol=1e-4)
     log_r = dist.MultivariateNormal(mean, scale_tril=root).log_prob(z)
     log_wide = dist.MultivariateNormal(mean, scale_tril=1.5 * root).log_prob(z)
     log_s = jnp.logaddexp(np.log(0.25) + prior.log_prob(z), np.log(0.75) + log_wide)
-    np.testing.assert_allclose(wide.compared.log_ratio, log_s - log_r, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(wide.compared.offset, log_s - log_r, rtol=2e-3, atol=2e-3)
     # And the draws are s's: E_s[w / s] is 1 of any density w.
     for width in (0.3, 1.0):
         weight = np.exp(dist.MultivariateNormal(mean, width * np.eye(2)).log_prob(z[1]) - log_s[1])
@@ -236,7 +253,7 @@ def test_the_loss_of_t_subtracts_what_lies_wider(points):
     game = _game(GivesMoments(), Squared(), inflation=1.5, prior_share=0.5)
     draws = game.draw(jax.random.key(1), points)
     _, found = game.loss(game.params, draws)
-    offset = found.compared.log_ratio
+    offset = found.compared.offset
 
     def loss(t):
         logit = t - offset

@@ -8,7 +8,7 @@ from avb_jax.data.dataset import to_pixels
 from avb_jax.method import Method
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import Progress
-from avb_jax.types import Array, State
+from avb_jax.types import Array, State, UserError
 
 BATCH = 500
 
@@ -26,7 +26,14 @@ def codes(
       binarize: as the data set's.
       draws: of z for each.
       quiet: no progress on the terminal.
+
+    Raises:
+      UserError: a method without an encoder, no examples, or fewer than one draw.
     """
+    if method.encode is None:
+        raise UserError(f"{method.name}: has no encoder; give a method that has one")
+    if draws < 1 or not len(stored):
+        raise UserError(f"draws={draws}, stored of {len(stored)} examples: give at least one of each")
 
     @jax.jit
     def of(number: Array, images: Array):

@@ -125,8 +125,8 @@ def negative_bound(
       train: whether batch normalisation uses this batch.
 
     Returns:
-      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` [2, S, B, Z], its draws
-      and r's as T sees them.
+      The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` its draws and r's, a
+      `contrast.Compared`.
     """
     del beta
     drawn, encoder = contrasts.encode(

@@ -181,7 +181,8 @@ def fit(
         clip, 10: largest norm of a gradient; densities are steep far from their modes, where the sampler may start.
 
     Raises:
-      UserError: settings out of range; a density that is not finite somewhere, with the point.
+      UserError: settings out of range; with the point, a density that is not a number somewhere, or has none at the start or
+        at more than a twentieth of the points around it.
       Interrupted: as `training.loop.train`.
     """
     check_settings(

@@ -37,7 +37,7 @@ class Info(NamedTuple):
     kl: Array  # T's estimate of KL(q(z|x), p(z))
     kl_contrast: Array | None  # as in Terms: what is left of kl is T's share, by how much q is no Gaussian
     beta: Array  # [] weight of the KL term in this step
-    adversary_loss: Array  # what T minimises; by eq. 3.3, 2 log 2 = 1.386 when T knows nothing
+    adversary_loss: Array  # what T minimises; by eq. 3.3, 2 log 2 = 1.386 when its logit says nothing
     adversary_accuracy: Array  # as in AdversaryTerms
     adversary_saturation: Array  # as in AdversaryTerms
 
@@ -95,7 +95,7 @@ def negative_elbo_adversarial(
 
     Returns:
       The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is an estimate that is only as good as T and may be
-      negative, and `compared` [2, S, B, Z], the encoder's draws and r's as T sees them.
+      negative, and `compared` the two sides of T's loss, a `contrast.Compared`.
     """
     prior = at(prior, networks, params, collections)
     drawn, encoder = contrasts.encode(
@@ -149,7 +149,7 @@ def adversary_loss(
       adversary: T's params.
       collections: every player's.
       draws: x [B, ...]; the rest is not read.
-      compared: the encoder's draws and r's, as T sees them; no gradient flows into them.
+      compared: the encoder's draws and r's, or those of an s in its place; no gradient flows into them.
       networks: every player's.
       prior: p(z).
       contrast: as there.
@@ -172,7 +172,7 @@ def adversary_loss(
         minus_log_prior=minus_log_prior,
         train=train,
     )
-    loss, terms = adversary_terms(t, divergence, jax.lax.stop_gradient(compared.log_ratio))
+    loss, terms = adversary_terms(t, divergence, jax.lax.stop_gradient(compared.offset))
     if gradient_penalty:
         fixed = jax.lax.stop_gradient(compared.z).reshape(-1, *compared.z.shape[2:])
         of_network = networks.adversary, adversary, collections.adversary, draws.x
@@ -227,12 +227,12 @@ def evaluate_t(
     return t, after
 
 
-def adversary_terms(t: Array, divergence: Callable, log_ratio: Array | None = None) -> tuple[Array, AdversaryTerms]:
+def adversary_terms(t: Array, divergence: Callable, offset: Array | None = None) -> tuple[Array, AdversaryTerms]:
     """The adversary's loss [] from its T [2, S, B] on the two sides, and what it says per example.
 
-    Where the other side is not r's, the loss is that of T less the `log_ratio` of what it is to r.
+    The logit that the loss takes is T, less the offset log s - log r [2, S, B] where the other side is an s in r's place.
     """
-    logit = t if log_ratio is None else t - log_ratio
+    logit = t if offset is None else t - offset
     loss = divergence(logit[0], logit[1])
     accuracy = 0.5 * (jnp.heaviside(logit[0], 0.5) + jnp.heaviside(-logit[1], 0.5))  # 0 is right half of the time
     saturation = jnp.mean(jnp.abs(logit) > SATURATED, axis=(0, 1))

@@ -8,7 +8,7 @@ import pytest
 import avb_jax
 from avb_jax import Posterior, UserError
 from avb_jax.data.dataset import Dataset
-from avb_jax.evaluation import LinearProbe
+from avb_jax.evaluation import LinearProbe, codes, encoding
 from tests.conftest import small_method
 
 KEY = jax.random.key(0)
@@ -27,6 +27,22 @@ def labelled():
 
 def method(of_x):
     return small_method("avb")._replace(encode=lambda key, state, x, draws: Posterior(jnp.stack([of_x(key, x)] * draws)))
+
+
+def test_codes_of_a_data_set_by_batches(monkeypatch):
+    """All of them, in order, with the moments that there are; slips are a line."""
+    monkeypatch.setattr(encoding, "BATCH", 4)
+    seen, x = method(lambda key, x: x.reshape(len(x), -1)[:, :3]), np.arange(7 * 36, dtype=np.float32).reshape(7, 6, 6) / 252
+    found = codes(seen, a_state(), x, KEY, draws=2)
+    assert found.keys() == {"z"}
+    np.testing.assert_allclose(found["z"], np.stack([x.reshape(7, -1)[:, :3]] * 2, axis=1), rtol=1e-6)
+    for wrong, message in (
+        ({"method": seen._replace(encode=None)}, "has no encoder"),
+        ({"draws": 0}, "draws=0"),
+        ({"stored": x[:0]}, "0 ex"),
+    ):
+        with pytest.raises(UserError, match=message):
+            codes(**{"method": seen, "state": a_state(), "stored": x, "key": KEY, **wrong})
 
 
 def test_codes_that_say_the_class(labelled):

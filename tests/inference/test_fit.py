@@ -298,7 +298,7 @@ def test_densities_that_are_refused():
 
 @pytest.mark.parametrize("method", ["avb", "sivi", "uivi"])
 def test_a_density_of_zero_far_away_is_fitted(method):
-    """Draws from there do not move q, which stays what it was without them; a NaN is no such place."""
+    """It is not refused, and the draws that fall there end nothing."""
 
     def bounded(z):
         return jnp.where(jnp.abs(z[0]) > 2.5, -jnp.inf, gaussian(z))
