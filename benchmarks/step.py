@@ -42,6 +42,7 @@ SET = flags.DEFINE_list("set", [], "Text fields of the configs to change, field=
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one measurement, about.")
 TORCH = flags.DEFINE_list("torch", ["eager"], "How PyTorch runs, where it is installed: eager, compile, capture.")
+flags.register_validator("torch", lambda kinds: {*kinds} <= {"eager", "compile", "capture"}, "eager, compile or capture")
 FORMULATION = flags.DEFINE_string("formulation", None, "Of all convolutions, in the place of what training takes.")
 COUNT = flags.DEFINE_bool("count", True, "XLA's count of operations and memory: two more compilations.")
 EXAMPLES = 2048  # stored
@@ -250,6 +251,8 @@ class Torch:
         if kind == "compile":
             self.losses = self.torch.compile(self.losses)
         if kind == "capture":
+            if not self.on_gpu():
+                raise app.UsageError("--torch=capture: is for GPUs; leave it out")
             side = self.torch.cuda.Stream()
             side.wait_stream(self.torch.cuda.current_stream())
             with self.torch.cuda.stream(side):
