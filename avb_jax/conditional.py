@@ -3,6 +3,8 @@
 Draws from p(z | condition), proportional to p(z) exp(log_condition(p(x|z))), by Hamiltonian Monte Carlo over any method with a
 decoder: the condition may be a classifier's log probability of a class, a known part of the image, or any score. Nothing is
 trained. With one leapfrog step a transition is MALA, of which the paper's sampler is an approximation.
+
+Of a known part of the image the method's own encoder can be asked as well (`by_encoder`), although it was trained on whole images.
 """
 
 from collections.abc import Callable
@@ -107,6 +109,28 @@ def sample(
         return Conditional(end.position, score(end.position), accepted[steps // 2 :].mean())
 
     return jax.jit(jax.vmap(chain))(jax.random.split(key, count))
+
+
+def by_encoder(key: Array, method: Method, state: State, x: Array, mask: Array, *, count: int = 16, rounds: int = 50) -> Array:
+    """Draws z [count, Z] given the part of an image x [*x] where the mask is 1, by the encoder: z ~ q(z|x), the rest ~ p(x|z).
+
+    Each is the end of a chain of its own that alternates between the two, from a draw of the prior (Rezende, Mohamed & Wierstra
+    2014, appendix F). Where q(z|x) is the posterior, p(z | the known part) is what the chain settles to.
+
+    Raises:
+      UserError: a setting out of its range, or a method without an encoder or a decoder.
+    """
+    check_settings(count=at_least(count, 1), rounds=at_least(rounds, 1))
+    if method.encode is None or method.decode is None:
+        raise UserError(f"method={method.name!r}: has no encoder and decoder to alternate between; take one that has both")
+
+    def alternate(z: Array, key: Array) -> tuple[Array, None]:
+        image_key, encoder_key = jax.random.split(key)
+        images = method.decode(state, z).sample(image_key)
+        return method.encode(encoder_key, state, jnp.where(mask > 0, x, images)).z, None
+
+    first = prior_at(method, state).sample(stream(key, "prior"), (count,))
+    return jax.lax.scan(alternate, first, jax.random.split(stream(key, "rounds"), rounds))[0]
 
 
 def known(x: Array, mask: Array) -> Callable[[Distribution], Array]:

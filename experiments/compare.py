@@ -2,6 +2,7 @@
 
     python -m experiments.compare --suite=synthetic|digits|mnist|faces [--methods=avb_ac,vae,iaf] [--data_dir=DIR]
         [--workdir=DIR] [--steps=N | --seconds=N] [--seeds=N] [--images=N]
+        [--estimators=exact,importance]
 
 An interrupted comparison continues: each run is a directory of its own in --workdir, which the other commands understand too.
 """
@@ -41,6 +42,7 @@ def compare(
     seconds: int = 0,
     seeds: int = 0,
     images: int = 0,
+    estimators: tuple[str, ...] = (),
 ) -> dict[str, dict]:
     """Trains and evaluates each method; writes `table.md`, `results.json` and `figure.png`, and returns the numbers by method.
 
@@ -53,6 +55,7 @@ def compare(
       seconds: of each training, or 0; the suite's own steps where both are 0.
       seeds: of each method, side by side; 0 is the suite's own number.
       images: test images for annealed importance sampling; 0 is the suite's own number.
+      estimators: of `experiments.evaluate`, by name, in the place of the suite's own.
 
     Raises:
       UserError: an entry that the suite does not have, both budgets, or whatever the experiment or the evaluation refuses.
@@ -62,6 +65,10 @@ def compare(
             raise UserError(f"--methods={name}: must be among {', '.join(suite.entries)}")
     if steps and seconds:
         raise UserError(f"--steps={steps}, --seconds={seconds}: give one budget, not both")
+    known = evaluate.estimators(evaluation_config.get_config())
+    for name in estimators:
+        if name not in known:
+            raise UserError(f"--estimators={name}: must be among {', '.join(known)}")
     rows, per_example, panels_of = {}, {}, {}
     for name in names:
         print(f"\n== {name}", flush=True)
@@ -82,7 +89,7 @@ def compare(
         options.ais.images = images or options.ais.images
         (method_name,) = build.method_names(config)
         run, state, _ = evaluate.load(options, folder_of_run, method_name)
-        estimators = [evaluate.estimators(options)[what] for what in suite.estimators]
+        estimators = [evaluate.estimators(options)[what] for what in estimators or suite.estimators]
         report = avb_jax.evaluate(
             run.method,
             state,
@@ -221,6 +228,7 @@ def main(argv: list[str]) -> None:
             seconds=given.seconds,
             seeds=given.seeds,
             images=given.images,
+            estimators=tuple(name.strip() for name in given.estimators.split(",") if name.strip()),
         )
 
 
@@ -233,4 +241,5 @@ if __name__ == "__main__":
         flags.DEFINE_integer(budget, 0, f"{text}; the suite's own steps by default.", lower_bound=0)
     flags.DEFINE_integer("seeds", 0, "Of each method, side by side; the suite's own number by default.", lower_bound=0)
     flags.DEFINE_integer("images", 0, "For annealed importance sampling; the suite's own number by default.", lower_bound=0)
+    flags.DEFINE_string("estimators", "", "Of experiments.evaluate, with commas; the suite's own by default.")
     app.run(main)

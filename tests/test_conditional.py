@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import avb_jax
-from avb_jax import UserError, conditional, distributions, models, networks
+from avb_jax import Posterior, UserError, conditional, distributions, models, networks
 from avb_jax.data import from_arrays
 from avb_jax.figures import conditional as figures
 from avb_jax.method import Method
@@ -28,6 +28,13 @@ def linear(likelihood=None):
     return Method("linear", None, None, None, PRIOR, decode=decode)
 
 
+def given_the_half():
+    """Mean and covariance of z given that the first two of four numbers are 1.2 and 0.4."""
+    seen = np.asarray(W[:, :2])
+    covariance = np.linalg.inv(np.diag([1.0, 1 / 1.5**2]) + seen @ seen.T / STD**2)
+    return covariance @ (np.array([0.3, -0.2 / 1.5**2]) + seen @ np.array([1.2, 0.4]) / STD**2), covariance
+
+
 @pytest.mark.parametrize("leapfrog_steps", [1, 8])
 def test_a_known_part_against_the_closed_form(leapfrog_steps):
     """The posterior of z given two of four numbers, its mean and covariance; the others are not looked at."""
@@ -42,16 +49,32 @@ def test_a_known_part_against_the_closed_form(leapfrog_steps):
         leapfrog_steps=leapfrog_steps,
         acceptance=0.6 if leapfrog_steps == 1 else 0.8,
     )
-    seen = np.asarray(W[:, :2])
-    precision = np.diag([1.0, 1 / 1.5**2]) + seen @ seen.T / STD**2
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ (np.array([0.3, -0.2 / 1.5**2]) + seen @ np.array([1.2, 0.4]) / STD**2)
+    mean, covariance = given_the_half()
     error = np.sqrt(np.diag(covariance) / 2000)
     assert np.all(np.abs(found.z.mean(axis=0) - mean) < 4 * error)
     np.testing.assert_allclose(np.cov(found.z.T), covariance, atol=0.12 * covariance.max())
     assert abs(found.acceptance.mean() - (0.6 if leapfrog_steps == 1 else 0.8)) < 0.12
-    by_hand = distributions.normal(found.z @ seen, jnp.full(2, STD)).log_prob(x[:2])
+    by_hand = distributions.normal(found.z @ W[:, :2], jnp.full(2, STD)).log_prob(x[:2])
     np.testing.assert_allclose(found.log_condition, by_hand, rtol=1e-3, atol=1e-3)
+
+
+def test_the_encoder_asked_with_a_half_against_the_closed_form():
+    """Alternating with the posterior of the whole as the encoder settles to the posterior given the half."""
+    precision = jnp.diag(jnp.array([1.0, 1 / 1.5**2])) + W @ W.T / STD**2
+
+    def encode(key, state, x, draws=None):
+        del state, draws
+        mean = (PRIOR.mean / PRIOR.variance + x @ W.T / STD**2) @ jnp.linalg.inv(precision)
+        return Posterior(jax.random.multivariate_normal(key, mean, jnp.linalg.inv(precision)))
+
+    method = linear()._replace(encode=encode)
+    x, mask = jnp.array([1.2, 0.4, 50.0, -50.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
+    z = conditional.by_encoder(jax.random.key(0), method, None, x, mask, count=4000, rounds=60)
+    mean, covariance = given_the_half()
+    assert np.all(np.abs(z.mean(axis=0) - mean) < 4 * np.sqrt(np.diag(covariance) / 4000))
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.12 * covariance.max())
+    with pytest.raises(UserError, match="'linear': has no encoder and decoder to alternate between"):
+        conditional.by_encoder(jax.random.key(0), linear(), None, x, mask)
 
 
 def test_without_a_condition_draws_are_the_prior_s():
@@ -99,6 +122,7 @@ def test_slips_are_named():
 def halves(monkeypatch):
     """Images whose class is which half is white, with labels; and short figures."""
     monkeypatch.setattr(figures, "DRAWS", 2)
+    monkeypatch.setattr(figures, "BY_ENCODER", 1)
     monkeypatch.setattr(figures, "ROWS", 3)
     x = np.zeros((40, 6, 6), np.float32)
     x[::2, :, :3], x[1::2, :, 3:] = 1.0, 1.0
@@ -115,16 +139,16 @@ def test_a_classifier_is_trained_on_the_spot(halves):
 
 
 def test_the_figures(halves):
-    """Rows of a class; and of an image, its left half, draws that keep it, and the encoder's reconstruction."""
+    """Rows of a class; and of an image, its left half, draws that keep it, the encoder's, and its reconstruction of the whole."""
     method = small_method("avb")
     state = method.init(jax.random.key(0), jnp.asarray(halves.train))
     grid = figures.of_classes(jax.random.key(0), method, state, halves)
     assert (grid.images.shape, grid.columns) == ((4, 6, 6), 2)
     grid = figures.inpainting(jax.random.key(0), method, state, halves)
-    assert (grid.images.shape, grid.columns) == ((15, 6, 6), 5)
-    rows = grid.images.reshape(3, 5, 6, 6)
+    assert (grid.images.shape, grid.columns) == ((18, 6, 6), 6)
+    rows = grid.images.reshape(3, 6, 6, 6)
     np.testing.assert_array_equal(rows[:, 0], halves.test[:3])
-    np.testing.assert_array_equal(rows[:, 1:4, :, :3], np.broadcast_to(halves.test[:3, None, :, :3], (3, 3, 6, 3)))
+    np.testing.assert_array_equal(rows[:, 1:5, :, :3], np.broadcast_to(halves.test[:3, None, :, :3], (3, 4, 6, 3)))
     np.testing.assert_array_equal(rows[:, 1, :, 3:], 0.5)
     alone = figures.inpainting(jax.random.key(0), method._replace(encode=None), state, halves)
     assert alone.columns == 4

@@ -16,6 +16,7 @@ from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 
 DRAWS = 8  # of each class, and of each half
+BY_ENCODER = 4  # of each half, by the encoder
 ROWS = 8  # images whose half is known
 BATCH, STEPS = 128, 1000  # of the classifier's training
 
@@ -70,9 +71,10 @@ def of_classes(key: Array, method: Method, state: State, data: Dataset) -> Grid:
 
 
 def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
-    """Rows of a test image, its left half, draws from the posterior of the whole given that half, and a reconstruction.
+    """Rows of a test image, its left half, draws from the posterior of the whole given that half, and what the encoder says.
 
-    The reconstruction is by the method's own encoder, which sees all of the image; without one the column is missing.
+    First asked with the half (`conditional.by_encoder`), then for a reconstruction of the whole; without an encoder these columns
+    are missing.
     """
     x = to_pixels(stream(key, "pixels"), jnp.asarray(data.test[:ROWS]), data.binarize)
     mask = (jnp.arange(x.shape[2]) < x.shape[2] // 2).astype(x.dtype)
@@ -81,14 +83,19 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     @jax.jit  # once for all images
     def completed(key: Array, state: State, x: Array) -> Array:
         z = conditional.sample(key, method, state, conditional.known(x, mask), count=DRAWS).z
+        if method.encode is not None:
+            z = jnp.concatenate([z, conditional.by_encoder(key, method, state, x, mask, count=BY_ENCODER)])
         return jnp.where(mask > 0, x, method.decode(state, z).mean)
 
     draws = jnp.stack([completed(jax.random.fold_in(key, i), state, one) for i, one in enumerate(x)])
     columns, heads = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws], ["data", "half", *["drawn"] * DRAWS]
     if method.encode is not None:
+        heads += ["encoder"] * BY_ENCODER
         z = method.encode(stream(key, "encode"), state, x).z
         columns.append(images_of(stream(key, "images"), method.decode(state, z))[:, None])
-        heads.append("encoder")
+        heads.append("whole")
     rows = jnp.concatenate(columns, axis=1)
     shown = np.asarray(rows).reshape(-1, *x.shape[1:])
-    return Grid(shown, rows.shape[1], "test images, of which the left half is given to the draws", (), heads)
+    return Grid(
+        shown, rows.shape[1], "test images, of which the left half is given; last, the reconstruction of the whole", (), heads
+    )

@@ -114,8 +114,10 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(compare.evaluate, "load", load)
     monkeypatch.setattr(compare, "panels", lambda *run: {"samples": np.zeros((4, 4))})
     monkeypatch.setattr(compare, "of_seed", lambda state, index: state)
-    suite = digits()._replace(main=main, estimators=("ais", "optimality"))
-    rows = compare.compare(suite, tmp_path, ["avb", "vae", "gan"], data_dir="data", steps=70, seeds=3, images=4)
+    suite, estimators = digits()._replace(main=main), ("ais", "optimality")
+    rows = compare.compare(
+        suite, tmp_path, ["avb", "vae", "gan"], data_dir="data", steps=70, seeds=3, images=4, estimators=estimators
+    )
     for config in configs.values():
         assert (config.steps, config.num_seeds, config.data.dir) == (70, 3, "data")
     assert asked == [("avb", ["ais", "optimality"]), ("vae", ["ais"]), ("gan", [])]  # a GAN has no likelihood
@@ -223,6 +225,8 @@ def test_slips(tmp_path):
         compare.compare(digits(), tmp_path, ["avb9"])
     with pytest.raises(UserError, match="--steps=1, --seconds=2: give one budget"):
         compare.compare(digits(), tmp_path, ["vae"], steps=1, seconds=2)
+    with pytest.raises(UserError, match="--estimators=exakt: must be among exact, elbo"):
+        compare.compare(digits(), tmp_path, ["vae"], estimators=("exakt",))
 
 
 def test_every_method_is_in_the_suites():
