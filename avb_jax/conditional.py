@@ -4,7 +4,7 @@ Draws from p(z | condition), proportional to p(z) exp(log_condition(p(x|z))), by
 decoder: the condition may be a classifier's log probability of a class, a known part of the image, or any score. Nothing is
 trained. With one leapfrog step a transition is MALA, of which the paper's sampler is an approximation.
 
-Of a known part of the image the method's own encoder can be asked as well (`by_encoder`), although it was trained on whole images.
+The method's own encoder can be asked about a known part as well (`by_encoder`), although it was trained on whole images.
 """
 
 from collections.abc import Callable

@@ -89,12 +89,13 @@ def compare(
         options.ais.images = images or options.ais.images
         (method_name,) = build.method_names(config)
         run, state, _ = evaluate.load(options, folder_of_run, method_name)
-        estimators = [evaluate.estimators(options)[what] for what in estimators or suite.estimators]
+        made = evaluate.estimators(options)
+        asked = [made[what] for what in estimators or suite.estimators]
         report = avb_jax.evaluate(
             run.method,
             state,
             run.data,
-            [estimator for estimator in estimators if not estimator.lacks(run.method)],
+            [estimator for estimator in asked if not estimator.lacks(run.method)],
             num_seeds=config.num_seeds,
             workdir=folder_of_run,
             name=method_name,

@@ -139,7 +139,7 @@ def test_a_classifier_is_trained_on_the_spot(halves):
 
 
 def test_the_figures(halves):
-    """Rows of a class; and of an image, its left half, draws that keep it, the encoder's, and its reconstruction of the whole."""
+    """Rows of a class; and of an image, its left half, draws that keep it, the encoder's, and the whole as reconstructed."""
     method = small_method("avb")
     state = method.init(jax.random.key(0), jnp.asarray(halves.train))
     grid = figures.of_classes(jax.random.key(0), method, state, halves)

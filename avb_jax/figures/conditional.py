@@ -73,8 +73,8 @@ def of_classes(key: Array, method: Method, state: State, data: Dataset) -> Grid:
 def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     """Rows of a test image, its left half, draws from the posterior of the whole given that half, and what the encoder says.
 
-    First asked with the half (`conditional.by_encoder`), then for a reconstruction of the whole; without an encoder these columns
-    are missing.
+    It is asked with the half (`conditional.by_encoder`), then for a reconstruction of the whole; without an encoder these
+    columns are missing.
     """
     x = to_pixels(stream(key, "pixels"), jnp.asarray(data.test[:ROWS]), data.binarize)
     mask = (jnp.arange(x.shape[2]) < x.shape[2] // 2).astype(x.dtype)
@@ -96,6 +96,4 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
         heads.append("whole")
     rows = jnp.concatenate(columns, axis=1)
     shown = np.asarray(rows).reshape(-1, *x.shape[1:])
-    return Grid(
-        shown, rows.shape[1], "test images, of which the left half is given; last, the reconstruction of the whole", (), heads
-    )
+    return Grid(shown, rows.shape[1], "test images, of which the left half is given; last, the whole reconstructed", (), heads)
