@@ -136,8 +136,8 @@ def curves(runs: dict[str, pathlib.Path]) -> str:
         panel.tick_params(labelsize=7)
     for panel in panels[len(shown) :]:
         panel.axis("off")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    handles = {line.get_label(): line for panel in panels for line in panel.get_lines()}  # a GAN has no first panel
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     text = io.StringIO()
     figure.savefig(text, format="svg")
     svg = text.getvalue()
