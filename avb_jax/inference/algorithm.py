@@ -41,7 +41,7 @@ def as_vi_algorithm(
       num_samples: draws of a step.
       rng_key: of the players' first params; always the same by default.
       **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, adversary_rate,
-        clip.
+        inflation, clip.
 
     Returns:
       A `blackjax.base.VIAlgorithm`. `step` returns the new state and what the step was observed by: `elbo` [num_samples], and

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from avb_jax import networks, players
+from avb_jax.contrast import GaussianContrast
 from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
 from avb_jax.inference.checks import DRAWS, Diagnostics, Weigher, check_finite, summarise
@@ -89,6 +90,7 @@ def game(
     adversary_steps: int = 2,
     sampler_rate: float | None = None,
     adversary_rate: float = 1e-3,
+    inflation: float | None = None,
     clip: float = 10.0,
 ) -> Game:
     """The players for a density, as `fit` trains them; arguments as there. Rates stay as they are where `steps` is None.
@@ -97,6 +99,7 @@ def game(
       UserError: sizes out of range, an unknown method.
     """
     sampler_rate = RATES.get(method, 1.0) if sampler_rate is None else sampler_rate
+    inflation = 1.0 + 2.0 / max(dim, 1) if inflation is None else inflation
     check_settings(
         method=(method, method in RATES, f"one of {', '.join(RATES)}"),
         dim=at_least(dim, 1),
@@ -105,6 +108,7 @@ def game(
         gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
         sampler_rate=(sampler_rate, sampler_rate > 0, "above 0"),
         adversary_rate=(adversary_rate, adversary_rate > 0, "above 0"),
+        inflation=at_least(inflation, 1),
         clip=(clip, clip > 0, "above 0"),
     )
     if method != "avb" and not gaussian_share:
@@ -127,6 +131,7 @@ def game(
             adversary,
             optimizers=Players(encoder=adam(sampler_rate, 1), adversary=adam(adversary_rate, adversary_steps)),
             noise_dim=size,
+            contrast=GaussianContrast(inflation=inflation),
             adversary_steps=adversary_steps,
         )
         adversary = as_network(adversary)
@@ -178,6 +183,8 @@ def fit(
         sampler_rate, 2e-4 or without T 2e-3: Adam's, of the sampler, which has to be slow for T to follow; location and log
         scale move ten times as fast;
         adversary_rate, 1e-3: Adam's, of T;
+        inflation, 1 + 2 / dim: of the standard deviation of the Gaussian's draws that T is shown, over q's, so that it has seen
+        what lies around q; the more dimensions, the fewer such draws are near q's middle;
         clip, 10: largest norm of a gradient; densities are steep far from their modes, where the sampler may start.
 
     Raises:

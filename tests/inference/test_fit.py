@@ -71,7 +71,9 @@ def untrained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "train", train)
         patch.setattr(fitting, "density_method", density_method)
-        fit = inference.fit(gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, clip=5.0, widths=(16,), **options)
+        fit = inference.fit(
+            gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, inflation=1.4, clip=5.0, widths=(16,), **options
+        )
     return fit, called
 
 
@@ -85,16 +87,20 @@ def test_what_a_fit_reports_follows_from_its_draws(untrained):
     np.testing.assert_allclose(std, z.std(axis=0), rtol=4 * error)
     assert abs(mean[1] + 1) < 0.3
     assert std[1] > 1.5 * std[0]
-    r = mean + std * np.random.default_rng(0).standard_normal(z.shape)
-    t, t_of_r = (np.float64(fit.adversary(jnp.asarray(draws, jnp.float32))) for draws in (z, r))
+    wider = mean + 1.4 * std * np.random.default_rng(0).standard_normal(z.shape)
+    t, t_there = (np.float64(fit.adversary(jnp.asarray(draws, jnp.float32))) for draws in (z, wider))
     assert 0.2 < (t > 0).mean() < 0.8  # or else little depends on it
     found = fit.diagnostics
     log_density = np.array(jax.vmap(gaussian)(jnp.asarray(z, jnp.float32)))
     bound = log_density - t - stats.norm.logpdf(z, mean, std).sum(axis=1)
     np.testing.assert_allclose(found.elbo_under_t_error, bound.std() / np.sqrt(DRAWS), rtol=0.1)
     assert abs(found.elbo_under_t - bound.mean()) < 4 * np.hypot(found.elbo_under_t_error, bound.std() / np.sqrt(len(z)))
-    loss = np.logaddexp(0, -t) + np.logaddexp(0, t_of_r)
-    accuracy = np.mean([t > 0, t_of_r < 0], axis=0)
+    logits = []  # T - log s + log r, s being what the wider draws are of
+    for draws, of_draws in ((z, t), (wider, t_there)):
+        of_r, of_s = (stats.norm.logpdf(draws, mean, scale * std).sum(axis=1) for scale in (1.0, 1.4))
+        logits.append(of_draws - of_s + of_r)
+    loss = np.logaddexp(0, -logits[0]) + np.logaddexp(0, logits[1])
+    accuracy = np.mean([logits[0] > 0, logits[1] < 0], axis=0)
     for value, own in ((found.adversary_loss, loss), (found.adversary_accuracy, accuracy), (found.kl_contrast, t)):
         assert abs(value - own.mean()) < 4 * own.std() * np.sqrt(1 / DRAWS + 1 / len(z))
     far = fit.adversary(jnp.asarray(mean + std * np.outer([100, 200, 300], [1.0, 0.5]), jnp.float32))
@@ -328,6 +334,7 @@ def test_a_density_that_is_not_finite_far_away():
         ("noise_dim", -1, "at least 0"),
         ("sampler_rate", 0.0, "above 0"),
         ("adversary_rate", -1e-3, "above 0"),
+        ("inflation", 0.9, "at least 1"),
         ("clip", 0.0, "above 0"),
         ("gaussian_share", 1.5, r"in \[0, 1\]"),
         ("tolerance", -1, "at least 0"),
