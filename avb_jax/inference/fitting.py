@@ -33,7 +33,8 @@ from avb_jax.transforms import of_seed
 from avb_jax.transforms.ema import averaged, with_ema
 from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, UserError
 
-RATES = {"avb": 2e-4, "sivi": 2e-3, "uivi": 2e-3}  # the sampler's, by method; with a T it has to be slow
+# The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
+RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
@@ -98,11 +99,10 @@ def game(
     Raises:
       UserError: sizes out of range, an unknown method.
     """
-    sampler_rate = RATES.get(method, 1.0) if sampler_rate is None else sampler_rate
-    inflation = 1.0 + 2.0 / max(dim, 1) if inflation is None else inflation
+    check_settings(method=(method, method in RATES, f"one of {', '.join(RATES)}"), dim=at_least(dim, 1))
+    sampler_rate = RATES[method](dim) if sampler_rate is None else sampler_rate
+    inflation = 1.0 + 2.0 / dim if inflation is None else inflation
     check_settings(
-        method=(method, method in RATES, f"one of {', '.join(RATES)}"),
-        dim=at_least(dim, 1),
         noise_dim=at_least(noise_dim, 0),
         adversary_steps=at_least(adversary_steps, 1),
         gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
@@ -180,8 +180,8 @@ def fit(
         q that is sharper than T, or the bounds, resolve; no floor, since training may shrink it;
         adversary_widths, (256, 256): of T's network;
         adversary_steps, 2: updates of T per step (section 3.2);
-        sampler_rate, 2e-4 or without T 2e-3: Adam's, of the sampler, which has to be slow for T to follow; location and log
-        scale move ten times as fast;
+        sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to
+        follow; location and log scale move ten times as fast;
         adversary_rate, 1e-3: Adam's, of T;
         inflation, 1 + 2 / dim: of the standard deviation of the Gaussian's draws that T is shown, over q's, so that it has seen
         what lies around q; the more dimensions, the fewer such draws are near q's middle;

@@ -75,6 +75,7 @@ def test_simulated_examples_have_a_number():
         BDMC(images=None)
 
 
+@pytest.mark.slow
 def test_another_prior_and_likelihood():
     """Counts x ~ Poisson(exp(z)), z from a mixture of two: both bounds about E log p(x) by a sum over x and a grid over z."""
     components = dist.Normal(jnp.array([[-0.5], [1.0]]), jnp.array([[0.4], [1.0]])).to_event(1)

@@ -119,6 +119,7 @@ def test_a_report_is_one_page(trained, tmp_path, capsys):
     assert "no run there" in err
 
 
+@pytest.mark.slow
 def test_run_directories(trained, tmp_path, monkeypatch, capsys):
     """A new one each time by default; the last one by its name."""
     monkeypatch.chdir(tmp_path)

@@ -110,6 +110,7 @@ def test_slips_are_reported_in_one_line(tmp_path, fields, config, message):
     assert ("not finite" in message) == (tmp_path / "config.json").exists()  # a slip does not claim the workdir
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_another_was(tmp_path):
     """At the step that is named, with the other's State; and it continues by itself, without the other."""
     fields = [*SYNTHETIC, "method=vae", "optimizer.schedule=constant"]
