@@ -88,12 +88,12 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
         return jnp.where(mask > 0, x, method.decode(state, z).mean)
 
     draws = jnp.stack([completed(jax.random.fold_in(key, i), state, one) for i, one in enumerate(x)])
-    columns, heads = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws], ["data", "half", *["drawn"] * DRAWS]
+    columns, heads = [x[:, None], jnp.where(mask > 0, x, 0.5)[:, None], draws], ["data", "half", "drawn", *[""] * (DRAWS - 1)]
     if method.encode is not None:
-        heads += ["encoder"] * BY_ENCODER
+        heads += ["encoder", *[""] * (BY_ENCODER - 1)]
         z = method.encode(stream(key, "encode"), state, x).z
         columns.append(images_of(stream(key, "images"), method.decode(state, z))[:, None])
         heads.append("whole")
     rows = jnp.concatenate(columns, axis=1)
     shown = np.asarray(rows).reshape(-1, *x.shape[1:])
-    return Grid(shown, rows.shape[1], "test images, of which the left half is given; last, the whole reconstructed", (), heads)
+    return Grid(shown, rows.shape[1], "test images completed from a half", (), heads)
