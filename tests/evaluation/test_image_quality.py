@@ -128,6 +128,7 @@ def test_descriptors_are_patches_standardised_by_channel():
     assert (row.min(), row.max(), column.min(), column.max()) == (0, 9, 0, 13)  # all places, the last ones too
 
 
+@pytest.mark.slow
 def test_pyramid_distances_of_fine_and_of_coarse_changes():
     """Noise harms the fine levels, a change of layout the coarse ones; a second draw of the same law neither."""
     images, same = drawn(300, 0), drawn(300, 1)
