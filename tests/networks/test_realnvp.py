@@ -9,7 +9,6 @@ from avb_jax import models, networks
 from avb_jax.networks.model_decoder import Conditioned
 from tests.networks.test_autoregressive import scattered
 
-
 SLOW = [pytest.param(shape, scales, marks=pytest.mark.slow) for shape, scales in (((4, 4), 2), ((8, 8), 3))]
 
 
