@@ -117,6 +117,15 @@ def by_encoder(key: Array, method: Method, state: State, x: Array, mask: Array, 
     Each is the end of a chain of its own that alternates between the two, from a draw of the prior (Rezende, Mohamed & Wierstra
     2014, appendix F). Where q(z|x) is the posterior, p(z | the known part) is what the chain settles to.
 
+    Args:
+      key: of all that is random.
+      method: with an encoder and a decoder.
+      state: of one seed.
+      x: the image [*x], pixels in [0, 1]; where the mask is 0 it is not read.
+      mask: 1 where it is known [*x].
+      count: chains.
+      rounds: of each: a draw of the rest, and one of z.
+
     Raises:
       UserError: a setting out of its range, or a method without an encoder or a decoder.
     """

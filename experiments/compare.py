@@ -58,7 +58,8 @@ def compare(
       estimators: of `experiments.evaluate`, by name, in the place of the suite's own.
 
     Raises:
-      UserError: an entry that the suite does not have, both budgets, or whatever the experiment or the evaluation refuses.
+      UserError: an entry that the suite does not have, both budgets, an unknown estimator, or whatever the experiment or the
+        evaluation refuses.
     """
     for name in names:
         if name not in suite.entries:

@@ -136,7 +136,7 @@ def curves(runs: dict[str, pathlib.Path]) -> str:
         panel.tick_params(labelsize=7)
     for panel in panels[len(shown) :]:
         panel.axis("off")
-    handles = {line.get_label(): line for panel in panels for line in panel.get_lines()}  # a GAN has no first panel
+    handles = {line.get_label(): line for panel in panels for line in panel.get_lines()}  # a GAN has no line in the first
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     text = io.StringIO()
     figure.savefig(text, format="svg")

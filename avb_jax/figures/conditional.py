@@ -84,7 +84,7 @@ def inpainting(key: Array, method: Method, state: State, data: Dataset) -> Grid:
     def completed(key: Array, state: State, x: Array) -> Array:
         z = conditional.sample(key, method, state, conditional.known(x, mask), count=DRAWS).z
         if method.encode is not None:
-            z = jnp.concatenate([z, conditional.by_encoder(key, method, state, x, mask, count=BY_ENCODER)])
+            z = jnp.concatenate([z, conditional.by_encoder(stream(key, "encoder"), method, state, x, mask, count=BY_ENCODER)])
         return jnp.where(mask > 0, x, method.decode(state, z).mean)
 
     draws = jnp.stack([completed(jax.random.fold_in(key, i), state, one) for i, one in enumerate(x)])

@@ -64,7 +64,7 @@ class Diagnostics(NamedTuple):
     pareto_k: float | None = None  # of the weights' tail
     elbo_under_t: float | None = None  # E_q[log p~ - T - log r], as good as T; None without a T
     elbo_under_t_error: float | None = None
-    adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where q = r, near 0 where T saturates
+    adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where its logit says nothing, near 0 where it saturates
     adversary_accuracy: float | None = None  # in [0, 1]
     kl_contrast: float | None = None  # KL(q(z), r(z)) under T: how far q is from the Gaussian of its moments; below 0, T is off
 

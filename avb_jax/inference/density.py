@@ -173,7 +173,8 @@ def density_method(
       adversary: (x [B, 0], z [B, Z]) -> log q(z) [B] up to a constant, at z as r standardises it.
       optimizers: an optax optimiser per player, or one for both.
       noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
-      contrast: how r's moments are found where the sampler does not give them.
+      contrast: how r's moments are found where the sampler does not give them, and how much wider than r the draws lie that T
+        is told q's from.
       adversary_steps: adversary updates per step (section 3.2).
 
     Returns:
