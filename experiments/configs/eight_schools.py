@@ -29,7 +29,7 @@ FIELDS = {
     "avb.gaussian_share": Field(0.05, "of q's variance at the start"),
     "avb.sampler_rate": Field(2e-4, "Adam's"),
     "avb.adversary_rate": Field(1e-3, "Adam's"),
-    "avb.inflation": Field(1.2, "of the standard deviation of the draws that T is shown, over q's"),
+    "avb.inflation": Field(1.0, "of the standard deviation of the draws that T is shown, over q's"),
     "avb.clip": Field(10.0, "largest norm of a gradient"),
 }
 
