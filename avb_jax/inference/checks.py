@@ -26,7 +26,7 @@ from avb_jax.types import Array, PyTree, UserError
 FEW = 0.05  # of the points where q starts: so many may have no density
 BLOCK = 250  # draws of z at once
 DRAWS, WATCHED = 5_000, 1_000  # of z, behind `Fit`'s numbers and at each checkpoint
-INNER = 256  # K
+INNER, CLOSER = 256, 1024  # K; and at the end of a fit where the bounds lie further apart than `APART`
 STARTS = 2  # of the Gauss-Newton method, of
 BANK = 4096  # draws of u that are always the same
 ITERATIONS = 6  # of the Gauss-Newton method
@@ -39,14 +39,14 @@ class Weighed(NamedTuple):
     """Draws of q, weighed; nats."""
 
     z: np.ndarray  # [N, Z]
-    log_density: np.ndarray  # [N] log p~(z)
+    log_density: np.ndarray  # [N] log p~(z), as the user's function has it
     upper: np.ndarray  # [N] on average above log q(z); p~(z) / exp(upper) is an unbiased estimate of p~'s integral
     lower: np.ndarray  # [N] on average below log q(z)
 
     @property
     def log_weight(self) -> np.ndarray:
-        """Log of the importance weights [N]."""
-        return self.log_density - self.upper
+        """Log of the importance weights [N]; a draw whose density is not a number has none."""
+        return np.where(np.isnan(self.log_density), -np.inf, self.log_density) - self.upper
 
 
 class Diagnostics(NamedTuple):
@@ -67,6 +67,7 @@ class Diagnostics(NamedTuple):
     adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where its logit says nothing, near 0 where it saturates
     adversary_accuracy: float | None = None  # in [0, 1]
     kl_contrast: float | None = None  # KL(q(z), r(z)) under T: how far q is from the Gaussian of its moments; below 0, T is off
+    outside: float | None = None  # share of q's draws that have no density; the bounds are of q without them
 
     @property
     def doubts(self) -> list[str]:
@@ -75,7 +76,7 @@ class Diagnostics(NamedTuple):
             return ["q has no density to check T by: give it a Gaussian share (gaussian_share above 0)"]
         found, width = [], self.elbo_upper - self.elbo_lower
         if not np.isfinite([self.elbo_lower, self.log_evidence]).all():
-            return ["draws of q have no finite density: lower sampler_rate, or give start"]
+            return [f"{self.outside or 1.0:.0%} of q's draws have no finite density: lower sampler_rate, or give start"]
         if width > APART:
             found.append(
                 f"the bounds on q's own ELBO lie {width:.2g} nats apart: q is sharper than they resolve; raise gaussian_share"
@@ -101,12 +102,20 @@ class Diagnostics(NamedTuple):
             f"{self.log_evidence:.3f} +- {self.log_evidence_error:.2g} (Pareto k {self.pareto_k:.2f}, effective share "
             f"{self.effective_share:.0%}): KL(q, p) is {nearest:.2g} to {furthest:.2g} nats."
         ]
+        if self.outside:
+            lines.append(
+                f"At {self.outside:.2g} of q's draws the density is 0 or not a number: they weigh nothing, and the ELBO is "
+                "that of q without them."
+            )
         if self.elbo_under_t is not None:
             lines.append(f"T says an ELBO of {self.elbo_under_t:.3f} and a loss of {self.adversary_loss:.3f}.")
         lines += [f"Do not believe it: {doubt}." for doubt in self.doubts] or [
             "Nothing speaks against it. (A mode that q has nowhere would not show: compare seeds.)"
         ]
         return "\n".join(lines)
+
+
+NUMBERS = (*Diagnostics._fields[:7], "outside")  # that need no T
 
 
 class Weigher:
@@ -137,6 +146,7 @@ class Weigher:
             return Weighed(z, log_density(z), upper, total - jnp.log(1.0 * inner))
 
         self._block = jax.jit(block)
+        self.log_density = log_density
 
     def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
         """So many draws: NumPy arrays."""
@@ -146,20 +156,30 @@ class Weigher:
 
 
 def summarise(weighed: Weighed) -> dict[str, float]:
-    """The numbers of `Diagnostics` that need no T; not numbers where a draw has no finite density."""
-    below, above = (np.float64(weighed.log_density) - of_q for of_q in (weighed.upper, weighed.lower))
-    finite = np.isfinite(below).all() and np.isfinite(above).all()
-    evidence, k = _of_weights(below)
-    numbers = {
-        "elbo_lower": below.mean(),
-        "elbo_upper": above.mean(),
-        "elbo_error": below.std(ddof=1) / math.sqrt(len(below)) if finite else math.nan,
-        "log_evidence": evidence.log_mean,
-        "log_evidence_error": evidence.standard_error,
-        "effective_share": evidence.effective_sample_size / len(below),
-        "pareto_k": k,
-    }
-    return {name: float(number) if finite else math.nan for name, number in numbers.items()}
+    """The numbers of `Diagnostics` that need no T; not numbers where more than `FEW` of the draws have no finite density.
+
+    Fewer such draws have a weight of 0, and the bounds are those of q without them, q(z) / q(A) on the set A of the others:
+    E[log p~(z) - log q(z)] over these, and log q(A).
+    """
+    log_density = np.float64(weighed.log_density)
+    inside = np.isfinite(log_density)
+    outside = 1.0 - inside.mean()
+    below, above = ((log_density - of_q)[inside] for of_q in (weighed.upper, weighed.lower))
+    finite = outside <= FEW and np.isfinite([below, above]).all() and not np.isposinf(log_density).any()
+    if not finite:
+        return dict.fromkeys(NUMBERS, math.nan) | {"outside": float(outside)}
+    evidence, k = _of_weights(weighed.log_weight)
+    numbers = (
+        below.mean() + math.log1p(-outside),
+        above.mean() + math.log1p(-outside),
+        below.std(ddof=1) / math.sqrt(len(below)),
+        evidence.log_mean,
+        evidence.standard_error,
+        evidence.effective_sample_size / len(log_density),
+        k,
+        outside,
+    )
+    return {name: float(number) for name, number in zip(NUMBERS, numbers, strict=True)}
 
 
 _of_weights = jax.jit(lambda log_weight: (sum_up(log_weight), pareto_k(log_weight)))

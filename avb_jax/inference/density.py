@@ -52,20 +52,23 @@ class Density(dist.Distribution):
 def _guarded(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The log density as training takes it, for models that underflow, or are steep beyond measure, far from where q will be.
 
-    -inf, and what is below `LEAST`, is `LEAST`; a gradient that is not finite is left out, and one longer than `STEEPEST`
-    shortened. A value that is NaN stays so.
+    -inf, NaN, and what is below `LEAST`, is `LEAST`; a gradient that is not finite is left out, and one longer than `STEEPEST`
+    shortened. (Single draws of a wide q come by where float32 has no number; q as a whole is checked by `checks` and `watch`.)
     """
+
+    def least(value: Array) -> Array:
+        return jnp.where(value > LEAST, value, LEAST)  # NaN is not
 
     @jax.custom_vjp
     def guarded(z: Array) -> Array:
-        return jnp.maximum(log_density(z), LEAST)
+        return least(log_density(z))
 
     def forward(z: Array) -> tuple[Array, Array]:
         value, slope = jax.value_and_grad(log_density)(z)
-        slope = jnp.where(jnp.isfinite(slope).all() | jnp.isnan(value), slope, 0.0)
+        slope = jnp.where(jnp.isfinite(slope).all() & ~jnp.isnan(value), slope, 0.0)
         largest = jnp.maximum(jnp.max(jnp.abs(slope)), 1.0)  # whose square may be beyond float32
         length = largest * jnp.linalg.norm(slope / largest)
-        return jnp.maximum(value, LEAST), slope * jnp.minimum(1.0, STEEPEST / (length + 1e-6))
+        return least(value), slope * jnp.minimum(1.0, STEEPEST / (length + 1e-6))
 
     def backward(slope: Array, of_value: Array) -> tuple[Array]:
         return (of_value * slope,)

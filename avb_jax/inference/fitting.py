@@ -18,10 +18,10 @@ from avb_jax import networks, players
 from avb_jax.contrast import GaussianContrast
 from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
-from avb_jax.inference.checks import DRAWS, Diagnostics, Weigher, check_finite, summarise
+from avb_jax.inference.checks import APART, CLOSER, DRAWS, INNER, Diagnostics, Weigher, check_finite, summarise
 from avb_jax.inference.density import ADAPTIVE, LogDensityNetwork, density_method, semi_implicit_method
 from avb_jax.inference.fitted import Fit
-from avb_jax.inference.watch import Watch
+from avb_jax.inference.watch import CAME_BY, Watch
 from avb_jax.method import Method
 from avb_jax.methods import avb
 from avb_jax.methods.settings import at_least, check_settings
@@ -208,10 +208,11 @@ def fit(
     check_finite(log_density, probes, "where q starts")
 
     nothing = np.zeros((batch_size, 0), np.float32)
-    callbacks, weigher, watch = [*callbacks, *keepers()], None, None
+    callbacks, weighers, watch = [*callbacks, *keepers()], [], None
     if played.gaussian_share:
-        weigher = Weigher(played.moments, log_density, dim, played.noise_dim - dim)
-        watch = Watch(weigher, tolerance, quiet)
+        sizes = dim, played.noise_dim - dim
+        weighers = [Weigher(played.moments, log_density, *sizes, inner) for inner in (INNER, CLOSER)]
+        watch = Watch(weighers[0], tolerance, quiet)
         callbacks.append(watch)
     with _named_points(log_density, center, stream(key, "diverged"), watch):
         state = train(
@@ -227,9 +228,9 @@ def fit(
             checkpoint_every=max(1, steps // 10),
             callbacks=callbacks + ([] if quiet else [ProgressBar()]),
         )
-    state = state if weigher is None else watch.best
+    state = state if watch is None else watch.best
     states = [state] if num_seeds is None else [of_seed(state, s) for s in range(num_seeds)]
-    fits = [_summarised(played, weigher, one, seed) for one in states]
+    fits = [_summarised(played, weighers, one, seed) for one in states]
     best = max(fits, key=lambda one: one.bound if one.log_evidence is None else one.log_evidence)
     return dataclasses.replace(best, runs=tuple(fits))
 
@@ -259,7 +260,7 @@ def _named_points(log_density: Callable, center: Array, key: Array, watch: Watch
     except Diverged as error:
         normal = jax.random.normal(key, (PROBED, len(center)))
         for scale in (1.0, 3.0, 10.0, 30.0, 100.0):
-            check_finite(log_density, center + scale * normal, "where q came by in training", without=1.0)
+            check_finite(log_density, center + scale * normal, CAME_BY, without=1.0)
         remedy = "lower sampler_rate, adversary_rate or clip, or give start near the density's bulk"
         what = f"{str(error).partition(';')[0]}; {remedy}"
         if watch is None or watch.best is None:
@@ -267,10 +268,14 @@ def _named_points(log_density: Callable, center: Array, key: Array, watch: Watch
         warnings.warn(f"{what}. The fit is that of the best step before", RuntimeWarning, stacklevel=3)
 
 
-def _summarised(played: Game, weigher: Weigher | None, state: State, seed: int) -> Fit:
-    """The fit of one seed's State."""
+def _summarised(played: Game, weighers: Sequence[Weigher], state: State, seed: int) -> Fit:
+    """The fit of one seed's State, weighed by the first that bounds q closely, or by the last."""
     method, key, params = played.method, stream(jax.random.key(seed), "summary"), averaged(state).params.encoder
-    found = {} if weigher is None else summarise(weigher(params, stream(key, "weigh"), DRAWS))
+    found, weigher = {}, None
+    for weigher in weighers:
+        found = summarise(weigher(params, stream(key, "weigh"), DRAWS))
+        if found["elbo_upper"] - found["elbo_lower"] < APART:
+            break
     log_ratio = contrast = None
     if played.adversary is not None:
         x = jnp.zeros((DRAWS, 0))

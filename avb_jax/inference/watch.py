@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax.inference.checks import APART, TAIL, WATCHED, Weigher, summarise
+from avb_jax.inference.checks import APART, FEW, TAIL, WATCHED, Weigher, check_finite, summarise
 from avb_jax.streams import stream
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, Run, short
 from avb_jax.transforms.ema import averaged
 from avb_jax.types import State
 
+CAME_BY = "where q came by in training"
 FIELDS = ("elbo_lower", "elbo_upper", "log_evidence", "log_evidence_error", "pareto_k")
 
 
@@ -67,8 +68,14 @@ class Watch(Callback):
         return by_bounds | by_cover | ~np.isfinite(numbers["log_evidence"])
 
     def _numbers(self, state: State) -> dict[str, np.ndarray]:
-        """Each [seeds]."""
-        weighed = (self._weigher(averaged(one).params.encoder, self._key, WATCHED) for one in self.run.per_seed(state))
+        """Each [seeds].
+
+        Raises:
+          UserError: with a point, where q has gone to where the density is not a number, in every seed.
+        """
+        weighed = [self._weigher(averaged(one).params.encoder, self._key, WATCHED) for one in self.run.per_seed(state)]
+        if all(np.isnan(one.log_density).mean() > FEW for one in weighed):
+            check_finite(self._weigher.log_density, weighed[0].z, CAME_BY, without=1.0)
         found = [summarise(one) for one in weighed]
         return {field: np.array([one[field] for one in found]) for field in found[0]}
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from avb_jax import UserError
-from avb_jax.inference.checks import Diagnostics, Weigher, check_finite, summarise
+from avb_jax.inference.checks import Diagnostics, Weighed, Weigher, check_finite, summarise
 
 KEY = jax.random.key(7)
 
@@ -76,6 +76,27 @@ def test_the_evidence_is_unbiased_however_many_inner_draws(inner):
     np.testing.assert_allclose(numbers["log_evidence_error"], weight.std() / weight.mean() / np.sqrt(len(weight)), rtol=0.02)
     assert numbers["elbo_lower"] < np.log(3)
     np.testing.assert_allclose(numbers["elbo_error"], found.log_weight.std() / np.sqrt(len(weight)), rtol=0.02)
+
+
+def test_draws_without_a_density_weigh_nothing():
+    """Log evidence with a weight of 0 for them, the ELBO of q without them; over a twentieth of them, no numbers."""
+    generator = np.random.default_rng(0)
+    log_density, upper = generator.normal(size=(2, 1000))
+    lower = upper - 0.1
+    log_density[:3] = -np.inf, np.nan, -np.inf
+    found = summarise(Weighed(np.zeros((1000, 1)), log_density, upper, lower))
+    weight = np.exp(log_density - upper)[3:].sum() / 1000
+    np.testing.assert_allclose(found["log_evidence"], np.log(weight), rtol=1e-4)
+    # Against the density of q without them, q / 0.997.
+    np.testing.assert_allclose(found["elbo_lower"], np.mean((log_density - (upper - np.log(0.997)))[3:]), rtol=1e-6)
+    np.testing.assert_allclose(found["elbo_upper"] - found["elbo_lower"], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(found["outside"], 0.003, rtol=1e-6)
+    assert np.isfinite(list(found.values())).all()
+    assert "At 0.003 of q's draws" in str(Diagnostics(**found))
+    for bad, count in ((-np.inf, 60), (np.inf, 1)):
+        found = summarise(Weighed(np.zeros((1000, 1)), np.r_[np.full(count, bad), log_density[count:]], upper, lower))
+        assert np.isnan(found["log_evidence"])
+        assert "of q's draws have no finite density" in str(Diagnostics(**found))
 
 
 SOUND = Diagnostics(-1.0, -0.98, 0.01, -0.95, 0.01, 0.8, 0.2, -0.97, 0.01, 1.2, 0.6, 0.1)

@@ -8,13 +8,13 @@ from scipy import stats
 
 from avb_jax import Diverged, UserError, inference
 from avb_jax.inference import fitting
+from avb_jax.inference.checks import Weighed
 from avb_jax.inference.watch import Watch
 from avb_jax.networks.encoders import STANDARD_DRAWS
 from avb_jax.training.loop import initial_state
 from tests.inference.densities import gaussian, rosenbrock, torus
 
 KEY, DRAWS = jax.random.key(11), fitting.DRAWS
-CURVED = {"steps": 4000, "sampler_rate": 5e-4}
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +250,27 @@ def test_a_fit_that_diverges_goes_back_to_its_best_state():
         diverge(watch)
 
 
+def test_bounds_that_lie_apart_are_drawn_closer():
+    """Once more at the end, by more draws of noise; bounds that are close are left as they are."""
+    asked, game = [], fitting.game(gaussian, 2, method="sivi", widths=(8,))
+    state = game.method.init(KEY, jnp.zeros((4, 0)))
+
+    def weigher(width):
+        def weighed(params, key, draws):
+            asked.append(width)
+            return Weighed(np.zeros((draws, 2)), np.full(draws, -1.0), np.zeros(draws), np.full(draws, -width))
+
+        return weighed
+
+    for first, expected in ((0.5, 0.3), (0.05, 0.05)):
+        asked.clear()
+        fit = fitting._summarised(game, [weigher(first), weigher(0.3)], state, 0)
+        assert asked == list(dict.fromkeys([first, expected]))
+        np.testing.assert_allclose(fit.diagnostics.elbo_upper - fit.bound, expected, rtol=1e-6)
+        fit.weigh(KEY, 3)
+        assert asked[-1] == expected
+
+
 def test_where_it_starts():
     center = np.array([3.0, -40.0])
     fit = inference.fit(lambda z: gaussian(z - center), 2, start=center, **{**TINY, "steps": 1})
@@ -259,7 +280,7 @@ def test_where_it_starts():
 @pytest.mark.slow
 def test_a_torus_is_fitted():
     """All the way round, as thick as it should be, and the bound its integral's logarithm. One to two minutes."""
-    fit = inference.fit(torus, 3, quiet=True, **CURVED)
+    fit = inference.fit(torus, 3, steps=4000, quiet=True)
     z = np.asarray(fit.sample(KEY, 20_000))
     sectors = np.histogram(np.arctan2(z[:, 1], z[:, 0]), 8, (-np.pi, np.pi))[0] / len(z)
     np.testing.assert_allclose(sectors, 1 / 8, rtol=0.1)  # sampling alone: 2%, one standard error
@@ -281,7 +302,7 @@ def test_a_torus_is_fitted():
 @pytest.mark.slow
 def test_a_rosenbrock_density_is_fitted():
     """Both arms of the banana, none of them too long, and the bound its integral's logarithm, 0. One to two minutes."""
-    fit = inference.fit(rosenbrock, 2, quiet=True, **CURVED)
+    fit = inference.fit(rosenbrock, 2, steps=4000, sampler_rate=5e-4, quiet=True)
     z = np.asarray(fit.sample(KEY, 20_000))
     away = z[:, 1] - z[:, 0] ** 2
     np.testing.assert_allclose(z[:, 0].mean(), 0, atol=0.1)
@@ -315,7 +336,15 @@ def test_a_density_of_zero_far_away_is_fitted(method):
 
 
 def test_a_density_that_is_not_finite_far_away():
-    """Is named, with a point, when the training has come by it; where none is found, what to change is named."""
+    """Is named, with a point, where the training has led q there; a few such draws weigh nothing."""
+
+    def rare(z):
+        return jnp.where(jnp.abs(z[0]) > 5.5, jnp.nan, -0.125 * z[0] ** 2)
+
+    fit = inference.fit(rare, 1, tolerance=0, **{**TINY, "method": "sivi", "sampler_rate": 0.02, "steps": 200})
+    assert 0 < fit.diagnostics.outside < 0.05
+    assert abs(fit.log_evidence - 0.5 * np.log(8 * np.pi)) < 0.1
+    assert "of q's draws the density is 0 or not a number" in str(fit.diagnostics)
 
     def density(z):
         return jnp.where(jnp.abs(z[0]) > 6, jnp.nan, z[0])
