@@ -25,6 +25,7 @@ from avb_jax.methods.avb import avb  # noqa: E402
 from avb_jax.methods.bigan import bigan  # noqa: E402
 from avb_jax.methods.explicit import explicit  # noqa: E402
 from avb_jax.methods.gan import gan  # noqa: E402
+from avb_jax.methods.iwae import iwae  # noqa: E402
 from avb_jax.methods.iwhvi import iwhvi  # noqa: E402
 from avb_jax.methods.sivi import sivi  # noqa: E402
 from avb_jax.methods.uivi import uivi  # noqa: E402
@@ -74,6 +75,7 @@ __all__ = [
     "explicit",
     "fit",
     "gan",
+    "iwae",
     "iwhvi",
     "load",
     "models",

@@ -260,20 +260,31 @@ def _aae(config, parts: Parts) -> Method:
     )
 
 
-def _vae(config, parts: Parts) -> Method:
+def _known(make: Callable) -> Callable:
+    """A method whose encoder knows its density: a VAE, or an IWAE."""
+
+    def build(config, parts: Parts) -> Method:
+        encoder, noise_dim = _explicit_encoder(config, parts)
+        return make(
+            computing(config, encoder),
+            parts.decoder,
+            likelihood=parts.likelihood,
+            noise_dim=noise_dim,
+            noise_draws=config.noise_draws,
+            **_kl_weight(config),
+            **_shared(config, parts),
+        )
+
+    return build
+
+
+def _explicit_encoder(config, parts: Parts) -> tuple[nn.Module, int]:
+    """The encoder, and how much noise it takes."""
     kind, options = config.posterior.kind, config.posterior
     more = {"flows": options.flows, "widths": tuple(options.widths)}
     more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
     encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
-    return avb_jax.vae(
-        computing(config, encoder),
-        parts.decoder,
-        likelihood=parts.likelihood,
-        noise_dim=config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0),
-        noise_draws=config.noise_draws,
-        **_kl_weight(config),
-        **_shared(config, parts),
-    )
+    return encoder, config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0)
 
 
 def _bigan(config, parts: Parts) -> Method:
@@ -328,7 +339,8 @@ def _explicit(name: str, config, model: nn.Module, likelihood: Callable, **optio
 
 METHODS = {
     "avb": _avb,
-    "vae": _vae,
+    "vae": _known(avb_jax.vae),
+    "iwae": _known(avb_jax.iwae),
     "sivi": _sivi,
     "uivi": _uivi,
     "iwhvi": _iwhvi,

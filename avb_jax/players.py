@@ -130,7 +130,9 @@ def prepare(
             "numpyro.distributions.Normal(jnp.zeros(2), 1).to_event(1)"
         )
     if isinstance(prior, Learned) and not learned:
-        raise UserError("prior: is learned, which avb, vae, sivi, uivi, iwhvi and aae can train; give this method a fixed one")
+        raise UserError(
+            "prior: is learned, which avb, vae, iwae, sivi, uivi, iwhvi and aae can train; give this method a fixed one"
+        )
     return networks._replace(decoder=with_prior(networks.decoder, prior)) if isinstance(prior, Learned) else networks
 
 

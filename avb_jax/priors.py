@@ -1,6 +1,6 @@
 """Priors p(z) that are learned with the decoder: a flow, or a mixture of the encoder's own posteriors.
 
-A `Learned` prior stands where a fixed distribution would, in `avb`, `vae`, `sivi`, `uivi`, `iwhvi` and `aae`; its params are
+A `Learned` prior stands where a fixed distribution would, in `avb`, `aae`, `vae` and the methods of one bound; its params are
 the decoder's, under `prior`, and `at` makes the distribution of a State's params. The ELBO is what trains it: E_q[log p(z)] is
 the only term that it is in. T's optimum stays log q(z|x) - log p(z), of the prior as it is, and since T's params are held
 fixed, AVB adds the gradient of -log p(z) at the encoder's draws, which T does not have.

@@ -52,6 +52,7 @@ METHODS = {
     "full": {"method": "vae", "posterior.kind": "full"},
     "planar": {"method": "vae", "posterior.kind": "planar"},
     "iaf": {"method": "vae", "posterior.kind": "iaf"},
+    "iwae": {"method": "iwae", "noise_draws": 16},
     "realnvp": {"method": "vae", "posterior.kind": "realnvp"},
     "auxiliary": {"method": "vae", "posterior.kind": "auxiliary"},
     "sivi": {"method": "sivi"},
@@ -120,6 +121,7 @@ MNIST = {
 DEEP = {"method": "vae", "network.encoder_widths": (256, 256)}
 MNIST2 = {
     "vae": DEEP,
+    "iwae": {**DEEP, "method": "iwae", "noise_draws": 16},
     "iaf": {**DEEP, "posterior.kind": "iaf"},
     "sivi": {"method": "sivi"},
     "uivi": {"method": "uivi"},

@@ -8,7 +8,7 @@ import optax
 from numpyro.distributions import Distribution
 
 from avb_jax import players
-from avb_jax.distributions import Likelihood
+from avb_jax.distributions import Likelihood, normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.settings import at_least, check_settings
@@ -80,6 +80,22 @@ def method_of_bound(
         return loss(state.params, state.collections, draw(key, state, x), train=False, **fixed)[1].terms
 
     return Method(name, init, train_step, **generator.capabilities(networks, prior, likelihood, noise_dim), elbo=elbo)
+
+
+def log_density(posterior: Posterior, networks: Players) -> Array:
+    """Log q(z|x) [..., B] at the posterior's own draws, as the encoder says it, or of the Gaussian that it says q is.
+
+    Raises:
+      UserError: the encoder says neither, with its name and the remedy.
+    """
+    if posterior.log_q is not None:
+        return posterior.log_q
+    if posterior.gaussian:
+        return normal(posterior.mean, posterior.std).log_prob(posterior.z)
+    raise UserError(
+        f"encoder={networks.encoder.name}: a VAE needs a density of q(z|x); return Posterior(z, log_q=...), or "
+        "Posterior(z, mean, std, gaussian=True) where q is N(mean, diag std^2)"
+    )
 
 
 def check_semi_implicit(posterior: Posterior, networks: Players) -> None:

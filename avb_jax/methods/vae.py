@@ -13,11 +13,11 @@ from avb_jax import players
 from avb_jax.distributions import Likelihood, kl_divergence, log_likelihood, normal
 from avb_jax.method import Method
 from avb_jax.methods import generator
-from avb_jax.methods.bound import method_of_bound
+from avb_jax.methods.bound import log_density, method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
-from avb_jax.types import Array, Draws, Players, State, Terms, UserError
+from avb_jax.types import Array, Draws, Players, State, Terms
 
 
 def negative_elbo(
@@ -61,17 +61,10 @@ def negative_elbo(
     of_x, decoder = generator.decode(
         networks.decoder, likelihood, params.decoder, collections.decoder, posterior.z[0], train=train
     )
-    if posterior.log_q is not None:
-        kl = jnp.mean(posterior.log_q - prior.log_prob(posterior.z), axis=0)
-    elif posterior.gaussian:
-        q = normal(posterior.mean, posterior.std)
-        kl = kl_divergence(q, prior)
-        kl = jnp.mean(q.log_prob(posterior.z) - prior.log_prob(posterior.z), axis=0) if kl is None else kl
-    else:
-        raise UserError(
-            f"encoder={networks.encoder.name}: a VAE needs a density of q(z|x); return Posterior(z, log_q=...), or "
-            "Posterior(z, mean, std, gaussian=True) where q is N(mean, diag std^2)"
-        )
+    log_q = log_density(posterior, networks)
+    exact = posterior.gaussian and posterior.log_q is None
+    kl = kl_divergence(normal(posterior.mean, posterior.std), prior) if exact else None
+    kl = jnp.mean(log_q - prior.log_prob(posterior.z), axis=0) if kl is None else kl
     reconstruction = -log_likelihood(of_x, draws.x)
     after = collections._replace(encoder=encoder, decoder=decoder)
     return jnp.mean(reconstruction + beta * kl), Generative(Terms(reconstruction, kl), posterior.z, after)

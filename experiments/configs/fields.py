@@ -19,7 +19,8 @@ class Field(NamedTuple):
 TRAINING = {
     "method": Field(
         "avb",
-        "what is trained, several by commas: avb, vae, sivi, uivi, iwhvi, aae, bigan, gan, vaegan, pixelcnn, row_lstm, realnvp",
+        "what is trained, several by commas: avb, vae, iwae, sivi, uivi, iwhvi, aae, bigan, gan, vaegan, pixelcnn, row_lstm, "
+        "realnvp",
     ),
     "steps": Field(1000, "steps of training in all"),
     "batch_size": Field(128, "examples of a step, over all devices"),

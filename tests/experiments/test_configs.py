@@ -365,7 +365,7 @@ def test_precision_and_rematerialisation_are_every_network_s(monkeypatch):
     asked = []
     for name in ("in_bfloat16", "rematerialized"):
         monkeypatch.setattr(networks, name, lambda network, name=name: asked.append(name) or network)
-    players = {"avb": 3, "vae": 2, "sivi": 2, "uivi": 2, "iwhvi": 3, "aae": 3, "bigan": 3, "gan": 2, "vaegan": 3}
+    players = {"avb": 3, "vae": 2, "iwae": 2, "sivi": 2, "uivi": 2, "iwhvi": 3, "aae": 3, "bigan": 3, "gan": 2, "vaegan": 3}
     for method, count in players.items():
         for fields, expected in (({"precision": "bfloat16"}, "in_bfloat16"), ({"rematerialize": True}, "rematerialized")):
             made = []
