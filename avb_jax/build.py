@@ -260,12 +260,12 @@ def _aae(config, parts: Parts) -> Method:
     )
 
 
-def _known(make: Callable) -> Callable:
+def _known(name: str) -> Callable:
     """A method whose encoder knows its density: a VAE, or an IWAE."""
 
     def build(config, parts: Parts) -> Method:
         encoder, noise_dim = _explicit_encoder(config, parts)
-        return make(
+        return getattr(avb_jax, name)(
             computing(config, encoder),
             parts.decoder,
             likelihood=parts.likelihood,
@@ -339,8 +339,8 @@ def _explicit(name: str, config, model: nn.Module, likelihood: Callable, **optio
 
 METHODS = {
     "avb": _avb,
-    "vae": _known(avb_jax.vae),
-    "iwae": _known(avb_jax.iwae),
+    "vae": _known("vae"),
+    "iwae": _known("iwae"),
     "sivi": _sivi,
     "uivi": _uivi,
     "iwhvi": _iwhvi,

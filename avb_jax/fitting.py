@@ -20,15 +20,16 @@ from avb_jax.training.loop import as_data, initial_state, train
 from avb_jax.types import Diverged, State, UserError
 
 
-def default_callbacks(held_out: int = 32, quiet: bool = False) -> list[Callback]:
+def default_callbacks(held_out: int = 32, quiet: bool = False, patience: int | None = None) -> list[Callback]:
     """What `fit` does by default: it keeps numbers (`training.callbacks.keepers`), shows progress, looks at held-out examples.
 
     Args:
       held_out: examples on which, at each checkpoint, the ELBO under T is compared with a bound on log p(x) that does not use
         T, with a warning where they contradict each other (`evaluation.held_out`).
       quiet: no progress on the terminal; warnings are reported.
+      patience: training ends where so many checkpoints in a row have had no better bound; None: nowhere.
     """
-    return [*keepers(), *([] if quiet else [ProgressBar()]), HeldOut(held_out, quiet)]
+    return [*keepers(), *([] if quiet else [ProgressBar()]), HeldOut(held_out, quiet, patience)]
 
 
 def fit(

@@ -130,7 +130,7 @@ def affordable(config, run: pathlib.Path, seconds: int) -> int:
         raise UserError(f"--seconds={seconds}: {run} holds a run of {kept['seconds']} seconds; use another --workdir")
     pilot = config.copy_and_resolve_references()
     pilot.unlock()
-    pilot.steps, pilot.check_images = PILOT_BLOCKS * config.log_every, 0
+    pilot.steps, pilot.check_images, pilot.patience = PILOT_BLOCKS * config.log_every, 0, None
     data = build.dataset(pilot)
     ((name, method),) = build.methods(pilot, data.x_shape).items()
     launch.train(pilot, run / "pilot", method, data, name=f"{name} pilot")

@@ -233,7 +233,11 @@ def train(
     name: str | None = None,
 ) -> State:
     """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds."""
-    callbacks = [*default_callbacks(config.check_images), *callbacks, *([Profile()] if config.profile else [])]
+    callbacks = [
+        *default_callbacks(config.check_images, patience=config.patience),
+        *callbacks,
+        *([Profile()] if config.profile else []),
+    ]
     if folder is not None:
         callbacks = [Claim(config, folder), *callbacks]
     seeds = f", {config.num_seeds} seeds" if config.num_seeds > 1 else ""

@@ -10,10 +10,11 @@ from avb_jax.evaluation.elbo import ELBO
 from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.semi_implicit import SemiImplicit
 from avb_jax.method import Method
+from avb_jax.methods.settings import check_settings
 from avb_jax.streams import stream
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, Run, short
-from avb_jax.types import Array, State
+from avb_jax.types import Array, State, UserError
 
 SAMPLES = 128  # of importance sampling, per example
 ESTIMATORS = ELBO(draws=4, chunk=16), ImportanceSampling(samples=SAMPLES, chunk=2)
@@ -82,38 +83,58 @@ class HeldOut(Callback):
     time make the numbers of two steps comparable.
     """
 
-    def __init__(self, images: int = 32, quiet: bool = False):
-        """Takes the first `images` held-out examples; `quiet` reports warnings alone."""
-        self._count, self._quiet = images, quiet
+    def __init__(self, images: int = 32, quiet: bool = False, patience: int | None = None):
+        """Takes the first `images` held-out examples.
+
+        Args:
+          images: how many; 0: none, and nothing is looked at.
+          quiet: reports warnings alone.
+          patience: of so many checkpoints in a row without a better bound on log p(x) the last one ends the training; counted
+            anew where a run goes on. None: none does.
+
+        Raises:
+          UserError: a patience out of range, or when a training starts, one that has nothing to watch.
+        """
+        check_settings(patience=(patience, patience is None or patience >= 1, "at least 1, or None"))
+        self._count, self._quiet, self._patience = images, quiet, patience
 
     def start(self, run: Run) -> None:
         super().start(run)
         data, method = run.data, run.method
         self._images = self._best = None
+        self._bound, self._since = -np.inf, 0
         held_out = isinstance(data, Dataset) and self._count and len(data.test) and data.test is not data.train
-        if not held_out or None in (method.elbo, method.log_joint, method.encode) or run.start >= run.steps:
+        watched = held_out and None not in (method.elbo, method.log_joint, method.encode)
+        if self._patience and not watched:
+            raise UserError(
+                f"patience={self._patience}: {run.name} has no bound on log p(x) to watch; give held-out examples "
+                "(check_images), and a method with an encoder and a likelihood, or None"
+            )
+        if not watched or run.start >= run.steps:
             return
         self._images = np.asarray(data.test[: self._count])
         self._key = stream(jax.random.key(run.seed), "held_out")
         self._estimates = jax.jit(lambda key, state, images: estimates(method, data.binarize, key, state, images))
         if run.workdir is not None:
-            self._best, self._bound = run.workdir / "best" / run.name, -np.inf
+            self._best = run.workdir / "best" / run.name
             checkpoints.remove(self._best, [step for step in checkpoints.steps(self._best) if step > run.start])
             for step in checkpoints.steps(self._best):
                 self._bound = checkpoints.found(self._best, step)["log_likelihood"]
 
-    def checkpoint(self, step: int, state: State) -> None:
+    def checkpoint(self, step: int, state: State) -> bool:
+        """Whether there has been nothing better for too long."""
         if self._images is None:
-            return
+            return False
         found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
         fields = [field for field in Comparison._fields if getattr(found[0], field) is not None]
         numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in fields}
         self.run.record(step, numbers)
         bound = float(numbers["held_out_log_likelihood"].mean())
+        self._since = 0 if bound > self._bound else self._since + 1
         if self._best is not None and bound > self._bound:
             folder = self.run.workdir / "checkpoints" / self.run.name
             checkpoints.keep(folder, step, self._best, {"log_likelihood": bound})
-            self._bound = bound
+        self._bound = max(bound, self._bound)
         under_t = " under T" if self.run.method.adversary is not None else ""
         if not self._quiet:
             of_q = ""
@@ -139,3 +160,10 @@ class HeldOut(Callback):
                     f"{one.effective_sample_size:.1f} of {SAMPLES}). Lower the encoder's rate, raise adversary_steps, or use "
                     "adaptive contrast"
                 )
+        done = self._patience is not None and self._since >= self._patience
+        if done:
+            best = "" if self._best is None else f", and the best State is in {self._best}"
+            self.run.note(
+                f"step {step}: {self._since} checkpoints without a better bound than {short(self._bound)}: done{best}"
+            )
+        return done

@@ -60,6 +60,9 @@ TRAINING = {
     "check_images": Field(
         32, "held-out examples looked at with each checkpoint, by bounds without T; best/ keeps the best State"
     ),
+    "patience": Field(
+        None, "checkpoints without a better bound on log p(x) of those, after which training ends; None: all", int
+    ),
     "data.name": Field("", "four_points, digits, mnist, celeba, images, drawn_faces, or tfds:NAME"),
     "data.dir": Field("", "folder of the data's files"),
     "data.binarize": Field("none", "none, dynamic (pixels drawn anew each time) or threshold"),

@@ -184,6 +184,28 @@ def test_the_best_state_is_kept(tmp_path, monkeypatch):
         best()
 
 
+def test_a_run_that_has_stalled_ends(tmp_path, monkeypatch, capsys):
+    """After so many checkpoints in a row without a better bound; it stays ended, and the best State is kept."""
+    method, data = small_method("vae"), from_arrays(*np.random.default_rng(0).random((2, 8, 6, 6), np.float32))
+    bounds = [-9.0, -8.0, -8.5, -7.0, -7.0, -7.5, -1.0]
+    monkeypatch.setattr(held_out, "summarise", lambda found: FINITE._replace(log_likelihood=bounds.pop(0)))
+    options = {"batch_size": 8, "checkpoint_every": 1, "log_every": 1, "steps": 10}
+
+    def trained(**more):
+        return avb_jax.fit(method, data, callbacks=[HeldOut(patience=2)], **options, **more)
+
+    for _ in range(2):
+        assert trained(workdir=tmp_path).step == 6
+    assert "step 6: 2 checkpoints without a better bound than -7: done, and the best State is in" in capsys.readouterr().err
+    assert checkpoints.steps(tmp_path / "best" / "vae") == [4]
+    bounds[:] = [-9.0, -9.0, -9.5]
+    assert trained().step == 3  # without a workdir, too
+    with pytest.raises(UserError, match="patience=0: must be at least 1, or None"):
+        HeldOut(patience=0)
+    with pytest.raises(UserError, match=r"patience=2: vae has no bound on log p\(x\) to watch; give held-out examples"):
+        avb_jax.fit(method, data.train, callbacks=[HeldOut(patience=2)], **options)
+
+
 def test_a_disk_without_links(tmp_path, monkeypatch):
     """Files are copied then; and one that is full is a line."""
     state = {"a": jnp.arange(3)}

@@ -150,17 +150,17 @@ def test_steps_of_seconds(tmp_path, monkeypatch):
     trained = []
 
     def train(config, run, method, data, name):
-        trained.append((config.steps, config.check_images))
+        trained.append((config.steps, config.check_images, config.patience))
         run.mkdir(parents=True)
         (run / "metrics.jsonl").write_text(json.dumps({"method": name, "examples_per_second": 70.0}) + "\n")
 
     monkeypatch.setattr(compare.launch, "train", train)
     config = suites.SUITES["synthetic"].get_config("")
-    config.update_from_flattened_dict({**TINY, "method": "vae", "num_seeds": 3, "check_images": 9})
+    config.update_from_flattened_dict({**TINY, "method": "vae", "num_seeds": 3, "check_images": 9, "patience": 2})
     assert compare.affordable(config, tmp_path / "some", 12) == 35
     assert compare.affordable(config, tmp_path / "few", 0) == config.log_every
-    assert trained == [(4 * config.log_every, 0)] * 2
-    assert (config.steps, config.check_images) == (TINY["steps"], 9)
+    assert trained == [(4 * config.log_every, 0, None)] * 2
+    assert (config.steps, config.check_images, config.patience) == (TINY["steps"], 9, 2)
 
 
 @pytest.mark.slow

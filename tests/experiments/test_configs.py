@@ -159,7 +159,7 @@ NEEDS = {
 }
 # Fields whose effect lies outside a training's numbers, or in a choice that no config here makes.
 ELSEWHERE = ("data.dir", "check_images", "log_every", "checkpoint_every", "evaluation.", "network.family")
-ELSEWHERE += ("rematerialize", "profile")
+ELSEWHERE += ("rematerialize", "profile", "patience")
 ELSEWHERE += ("data.crop", "data.held_out", "data.split_seed", "data.cache")  # of a user's photographs
 ELSEWHERE += ("contrast.moment_draws", "adversary_floor")  # of a black box, and of a T that has gone far
 
