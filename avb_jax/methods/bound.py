@@ -28,7 +28,8 @@ class Info(NamedTuple):
 def method_of_bound(
     name: str,
     loss: Callable,
-    draw: Callable[[Array, State, Array], Draws],
+    draws: int,
+    extend: Callable[[Array, State, Draws], Draws] | None = None,
     *,
     networks: Players,
     prior: Distribution,
@@ -43,7 +44,8 @@ def method_of_bound(
     Args:
       name: of the method.
       loss: (params, collections, draws, networks=, prior=, likelihood=, beta=, train=) -> (loss [], `Generative`).
-      draw: (key, state, x) -> the `Draws` of a step.
+      draws: S, draws of noise per example in a step.
+      extend: (key, state, draws) -> what the loss is given in their place, where more has to be drawn by the State.
       networks: the players, as the method was given them.
       prior: p(z).
       likelihood: the decoder's output -> p(x|z).
@@ -66,12 +68,16 @@ def method_of_bound(
     fixed = {"networks": networks, "prior": prior, "likelihood": likelihood}
     beta_at = warmup(beta, beta_warmup)
 
+    def draw(key: Array, state: State, x: Array) -> Draws:
+        drawn = players.draw(key, x, None, noise_dim, draws)
+        return drawn if extend is None else extend(key, state, drawn)
+
     def init(key: Array, x: Array) -> State:
         return players.init(key, x, networks, optimizers, prior, noise_dim, likelihood)
 
     def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
-        beta, draws = beta_at(state.step), draw(key, state, x)
-        gradients, (terms, _, after) = jax.grad(loss, has_aux=True)(state.params, state.collections, draws, beta=beta, **fixed)
+        beta, drawn = beta_at(state.step), draw(key, state, x)
+        gradients, (terms, _, after) = jax.grad(loss, has_aux=True)(state.params, state.collections, drawn, beta=beta, **fixed)
         state = state._replace(collections=mean_collections(reduce, after))
         state = apply_gradients(state, reduce(gradients), optimizers)
         return state._replace(step=state.step + 1), Info(terms.elbo, terms.reconstruction, terms.kl, beta)

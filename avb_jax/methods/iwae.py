@@ -18,7 +18,7 @@ from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
 from avb_jax.semi_implicit import log_mean
-from avb_jax.types import Array, Draws, Players, State, Terms
+from avb_jax.types import Array, Draws, Players, Terms
 
 
 def negative_importance_bound(
@@ -103,14 +103,10 @@ def iwae(
     """
     check_settings(noise_draws=at_least(noise_draws, 1))
 
-    def draw(key: Array, state: State, x: Array) -> Draws:
-        del state
-        return players.draw(key, x, None, noise_dim, noise_draws)
-
     return method_of_bound(
         "iwae",
         negative_importance_bound,
-        draw,
+        noise_draws,
         networks=Players(encoder, decoder),
         prior=prior,
         likelihood=likelihood,

@@ -20,7 +20,7 @@ from avb_jax.methods.update import Generative
 from avb_jax.network import call
 from avb_jax.priors import at
 from avb_jax.semi_implicit import log_conditional, log_mean, smoothed
-from avb_jax.types import Array, Draws, Players, State, Terms
+from avb_jax.types import Array, Draws, Players, Terms
 
 
 def negative_elbo_hierarchical(
@@ -113,14 +113,10 @@ def iwhvi(
     """
     check_settings(inner_draws=at_least(inner_draws, 1))
 
-    def draw(key: Array, state: State, x: Array) -> Draws:
-        del state
-        return players.draw(key, x, None, noise_dim, inner_draws + 2)
-
     return method_of_bound(
         "iwhvi",
         negative_elbo_hierarchical,
-        draw,
+        inner_draws + 2,
         networks=Players(encoder, decoder, reverse_model),
         prior=prior,
         likelihood=likelihood,

@@ -18,7 +18,7 @@ from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
 from avb_jax.semi_implicit import upper_log_density
-from avb_jax.types import Array, Draws, Players, State, Terms
+from avb_jax.types import Array, Draws, Players, Terms
 
 
 def negative_elbo_semi_implicit(
@@ -99,14 +99,10 @@ def sivi(
     """
     check_settings(inner_draws=at_least(inner_draws, 1))
 
-    def draw(key: Array, state: State, x: Array) -> Draws:
-        del state
-        return players.draw(key, x, None, noise_dim, inner_draws + 1)
-
     return method_of_bound(
         "sivi",
         negative_elbo_semi_implicit,
-        draw,
+        inner_draws + 1,
         networks=Players(encoder, decoder),
         prior=prior,
         likelihood=likelihood,

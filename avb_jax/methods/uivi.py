@@ -119,8 +119,8 @@ def uivi(
     )
     network, latent_dim = as_network(encoder), prior.event_shape[0]
 
-    def draw(key: Array, state: State, x: Array) -> Draws:
-        draws = players.draw(key, x, None, noise_dim, 2)
+    def with_chains(key: Array, state: State, draws: Draws) -> Draws:
+        x = draws.x
 
         def encode(x: Array, noise: Array):
             return players.encode(network, state.params.encoder, state.collections.encoder, x, noise, latent_dim, train=False)[
@@ -138,7 +138,8 @@ def uivi(
     return method_of_bound(
         "uivi",
         negative_elbo_unbiased,
-        draw,
+        2,
+        with_chains,
         networks=Players(network, decoder),
         prior=prior,
         likelihood=likelihood,

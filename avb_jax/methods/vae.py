@@ -17,7 +17,7 @@ from avb_jax.methods.bound import log_density, method_of_bound
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
-from avb_jax.types import Array, Draws, Players, State, Terms
+from avb_jax.types import Array, Draws, Players, Terms
 
 
 def negative_elbo(
@@ -100,14 +100,10 @@ def vae(
     """
     check_settings(noise_draws=at_least(noise_draws, 1))
 
-    def draw(key: Array, state: State, x: Array) -> Draws:
-        del state
-        return players.draw(key, x, None, noise_dim, noise_draws)
-
     return method_of_bound(
         "vae",
         negative_elbo,
-        draw,
+        noise_draws,
         networks=Players(encoder, decoder),
         prior=prior,
         likelihood=likelihood,
