@@ -172,6 +172,7 @@ def _avb(config, parts: Parts) -> Method:
         noise_dim=noise_dim,
         adversary_floor=config.adversary_floor,
         noise_draws=config.noise_draws,
+        importance_weighted=config.importance_weighted,
         **_kl_weight(config),
         **_of_adversary(config),
         **_shared(config, parts),

@@ -55,6 +55,7 @@ class Contrasted(NamedTuple):
     compared: Compared
     log_ratio: Array  # [S, B] log r(z|x) - log p(z) at the encoder's draws, nats: what the KL term has in addition to T
     kl: Array | None = None  # [B] KL(r(z|x), p(z)), nats; None for the prior, or where it has no closed form
+    zero: Array | None = None  # [S, B] as `weighed_twice` makes it, where draws are weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +215,7 @@ def encode(
     draws: Draws,
     *,
     train: bool,
+    weighted: bool = False,
 ) -> tuple[Contrasted, dict]:
     """Draws z ~ q(z|x), and compares them with r(z|x).
 
@@ -225,9 +227,14 @@ def encode(
       collections: the encoder's.
       draws: x [B, ...], noise [S, B, N], and z_prior [S, B, ...] from `contrast.base(prior)`.
       train: whether batch normalisation uses this batch.
+      weighted: whether the loss weighs the draws: the encoder's gradients then are `weighed_twice`, but for those of location
+        and scale where they flow through the moments: these are of all of log q, in which T has no part.
 
     Returns:
       The draws, and the encoder's new collections.
+
+    Raises:
+      UserError: draws are weighted, gradients flow through moments, and the encoder does not give them.
     """
     (x, noise, base), dim = draws, prior.event_shape[0]
     posterior, after = players.encode(network, params, collections, x, noise, dim, train=train)
@@ -237,4 +244,36 @@ def encode(
         fixed = jnp.broadcast_to(fixed, (count, x.shape[0], noise.shape[-1]))
         return players.encode(network, params, collections, x, fixed, dim, train=train)[0]
 
-    return contrast(prior, posterior, more, base), after
+    if not weighted:
+        return contrast(prior, posterior, more, base), after
+    location, scale = 0.0, 1.0
+    if isinstance(contrast, GaussianContrast) and contrast.moment_gradients:
+        location, scale = posterior.mean, posterior.std
+        if location is None or scale is None:
+            raise UserError(
+                f"importance_weighted=True: with moment_gradients, encoder={network.name} has to give its moments; use "
+                "networks.MomentEncoder, or moment_gradients=False"
+            )
+    v, zero = weighed_twice((posterior.z - location) / scale, jnp.zeros(posterior.z.shape[:-1]))
+    return contrast(prior, posterior.replace(z=location + scale * v), more, base)._replace(zero=zero), after
+
+
+@jax.custom_vjp
+def weighed_twice(z: Array, zero: Array) -> tuple[Array, Array]:
+    """Both as they are: z [S, B, Z], whose gradient is multiplied by its draw's share in that of `zero` [S, B].
+
+    Where `zero` is added to the log weights whose log mean is the loss, that share is the normalised weight w, which the
+    gradient of z has as a factor already. With w^2 it is the gradient of E[log mean weight] by what z is made of, although
+    log q in the weights is held fixed (doubly reparameterised: Tucker et al. 2019): log q's own params need no gradient, and
+    T has none to give.
+    """
+    return z, zero
+
+
+def _backward(_, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_z, of_weight = slopes
+    share = of_weight / jnp.sum(of_weight, axis=0)
+    return of_z * share[..., None], of_weight
+
+
+weighed_twice.defvjp(lambda z, zero: ((z, zero), None), _backward)

@@ -16,13 +16,14 @@ from numpyro.distributions import Distribution
 
 from avb_jax import contrast as contrasts
 from avb_jax import divergences, players
-from avb_jax.distributions import Likelihood, log_likelihood
+from avb_jax.distributions import Likelihood
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.penalty import r1
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.priors import Learned, at
+from avb_jax.semi_implicit import log_mean
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
 PRIOR = contrasts.PriorContrast()
@@ -62,6 +63,7 @@ def negative_elbo_adversarial(
     contrast: contrasts.Contrast = PRIOR,
     adversary_floor: float | None = None,
     minus_log_prior: bool = False,
+    importance_weighted: bool = False,
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
@@ -79,17 +81,27 @@ def negative_elbo_adversarial(
     that this raises the optimal T's KL by at most e^-c nats, while an encoder has nothing to gain any more from places where a
     T that is off goes to minus infinity.
 
+    With weighted draws, all S are decoded, and the loss is the importance weighted bound (Burda et al. 2016) with T in it,
+
+        E -log (1 / S) sum_{s=1..S} p(x|z_s) exp(-beta T(x, z_s)),
+
+    at T* a bound on log p(x) that closes as S grows, whatever q (Gomez-Sancho & Hernandez-Lobato 2020). There the dependence of
+    T* on the encoder has a gradient, which T cannot give; the encoder's is taken in a form that does without
+    (`contrast.weighed_twice`).
+
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.
       adversary: T's params.
       collections: every player's.
-      draws: x [B, ...], noise [S, B, N], z_prior [S, B, Z]; the KL term is averaged over S draws of z, the first is decoded.
+      draws: x [B, ...], noise [S, B, N], z_prior [S, B, Z]; the KL term is averaged over S draws of z, the first is decoded,
+        or all where they are weighted.
       networks: every player's.
       prior: p(z).
       likelihood: the decoder's output -> p(x|z).
       contrast: what T compares q(z|x) with.
       adversary_floor: c, or None.
       minus_log_prior: see `avb`.
+      importance_weighted: whether the draws are weighted.
       beta: weight of the KL term.
       train: whether batch normalisation uses this batch (and updates the encoder's and decoder's statistics).
 
@@ -106,9 +118,12 @@ def negative_elbo_adversarial(
         collections.encoder,
         draws,
         train=train,
+        weighted=importance_weighted,
     )
-    of_x, decoder = generator.decode(networks.decoder, likelihood, params.decoder, collections.decoder, drawn.z[0], train=train)
-    reconstruction = -log_likelihood(of_x, draws.x)
+    z = drawn.z if importance_weighted else drawn.z[:1]
+    reconstruction, decoder = generator.reconstruction(
+        networks.decoder, likelihood, params.decoder, collections.decoder, draws.x, z, train=train
+    )
     t, _ = both_sides(
         adversary,
         collections,
@@ -121,9 +136,12 @@ def negative_elbo_adversarial(
         train=train,
     )
     t_q = t[0] if adversary_floor is None else jnp.maximum(t[0], -adversary_floor)
-    terms = Terms(reconstruction, jnp.mean(t_q + drawn.log_ratio, axis=0), drawn.kl)
-    after = collections._replace(encoder=encoder, decoder=decoder)
-    return jnp.mean(reconstruction + beta * terms.kl), Generative(terms, drawn.compared, after)
+    kl = t_q + drawn.log_ratio
+    terms = Terms(jnp.mean(reconstruction, axis=0), jnp.mean(kl, axis=0), drawn.kl)
+    loss = terms.reconstruction + beta * terms.kl
+    if importance_weighted:
+        loss = -log_mean(drawn.zero - reconstruction - beta * kl, axis=0)
+    return jnp.mean(loss), Generative(terms, drawn.compared, collections._replace(encoder=encoder, decoder=decoder))
 
 
 def adversary_loss(
@@ -258,6 +276,7 @@ def avb(
     noise_draws: int = 1,
     beta: float = 1.0,
     beta_warmup: int = 0,
+    importance_weighted: bool = False,
 ) -> Method:
     """Adversarial Variational Bayes.
 
@@ -279,6 +298,8 @@ def avb(
       noise_draws: S, draws of z per example in a step: all are for T, the first one is decoded.
       beta: weight of the KL term once warmed up; 1 is the ELBO.
       beta_warmup: steps over which the weight rises linearly from 0.
+      importance_weighted: all S draws are decoded, and weighted by p(x|z) exp(-T): a bound on log p(x) in the ELBO's place,
+        see `negative_elbo_adversarial`. q is then a proposal, wider than a posterior, which is easier for T to follow.
 
     Returns:
       A `Method`. Its `train_step` is Algorithm 1: eq. 3.9 for encoder and decoder, eq. 3.3 for T.
@@ -318,7 +339,7 @@ def avb(
         adversary_floor=(adversary_floor, adversary_floor is None or adversary_floor >= 0, "None, or at least 0 nats"),
         adversary_steps=at_least(adversary_steps, 1),
         gradient_penalty=at_least(gradient_penalty, 0),
-        noise_draws=at_least(noise_draws, 1),
+        noise_draws=at_least(noise_draws, 2 if importance_weighted else 1),
         beta=at_least(beta, 0),
         beta_warmup=at_least(beta_warmup, 0),
     )
@@ -327,7 +348,8 @@ def avb(
     contrast.base(prior)  # which refuses what does not fit z
     beta_at = warmup(beta, beta_warmup)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
-    loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, adversary_floor=adversary_floor, **of_t)
+    of_loss = {"adversary_floor": adversary_floor, "importance_weighted": importance_weighted}
+    loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, **of_loss, **of_t)
     loss_of_t = functools.partial(adversary_loss, divergence=divergence, gradient_penalty=gradient_penalty, **of_t)
 
     def prior_of(state: State) -> Distribution:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from numpyro.distributions import Distribution
 
@@ -21,6 +22,15 @@ def decode(
     """The distribution p(x|z) of each code z [B, Z], and the decoder's new collections."""
     output, collections = call(network, params, collections, z, train=train)
     return likelihood(output), collections
+
+
+def reconstruction(
+    network: Network, likelihood: Likelihood, params: PyTree, collections: dict, x: Array, z: Array, *, train: bool
+) -> tuple[Array, dict]:
+    """-log p(x|z) [S, B] of x [B, ...] and codes z [S, B, Z], all decoded together, and the decoder's new collections."""
+    of_x, collections = decode(network, likelihood, params, collections, z.reshape(-1, z.shape[-1]), train=train)
+    x = jnp.broadcast_to(x, (len(z), *x.shape)).reshape(-1, *x.shape[1:])
+    return -log_likelihood(of_x, x).reshape(z.shape[:-1]), collections
 
 
 def capabilities(

@@ -10,7 +10,7 @@ import optax
 from numpyro.distributions import Distribution
 
 from avb_jax import players
-from avb_jax.distributions import Likelihood, log_likelihood
+from avb_jax.distributions import Likelihood
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import log_density, method_of_bound
@@ -59,11 +59,9 @@ def negative_importance_bound(
         networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
     )
     z = posterior.z
-    of_x, decoder = generator.decode(
-        networks.decoder, likelihood, params.decoder, collections.decoder, z.reshape(-1, z.shape[-1]), train=train
+    reconstruction, decoder = generator.reconstruction(
+        networks.decoder, likelihood, params.decoder, collections.decoder, draws.x, z, train=train
     )
-    x = jnp.broadcast_to(draws.x, (len(z), *draws.x.shape)).reshape(-1, *draws.x.shape[1:])
-    reconstruction = -log_likelihood(of_x, x).reshape(z.shape[:-1])  # [S, B]
     kl = log_density(posterior, networks) - prior.log_prob(z)
     bound = log_mean(-reconstruction - beta * kl, axis=0)
     terms = Terms(jnp.mean(reconstruction, axis=0), jnp.mean(kl, axis=0))

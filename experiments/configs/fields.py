@@ -46,6 +46,7 @@ TRAINING = {
         "what gan, bigan and vaegan minimise by T: non_saturating, jensen_shannon, kl, reverse_kl, pearson or hellinger",
     ),
     "noise_draws": Field(1, "draws of z per example: all for T, the first one to decode"),
+    "importance_weighted": Field(False, "AVB's draws are all decoded and weighted: a bound on log p(x) in the ELBO's place"),
     "inner_draws": Field(15, "K of SIVI and IWHVI: draws of u that score each z next to its own"),
     "hmc.burn_in": Field(5, "of UIVI's chains on the noise: steps left out"),
     "hmc.chain_steps": Field(5, "steps averaged over"),

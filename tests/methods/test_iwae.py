@@ -1,4 +1,4 @@
-"""The importance weighted autoencoder: its bound by hand, and where it is exact."""
+"""The importance weighted bound: by hand, where it is exact, and with T in it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from flax import linen as nn
 
 import avb_jax
 from avb_jax import Players, Posterior, UserError, distributions, networks, players
+from avb_jax.contrast import GaussianContrast, PriorContrast
 from avb_jax.methods.iwae import negative_importance_bound
 from avb_jax.network import as_network
-from tests.gaussian import POINTS, PRIOR, SIGMA, LinearDecoder, log_normal, params_of_q
+from tests.gaussian import POINTS, PRIOR, SIGMA, ExactLogRatio, Game, LinearDecoder, log_normal, params_of_q
 
 
 class Gaussian(nn.Module):
@@ -70,6 +71,47 @@ def test_more_draws_close_the_bound():
     log_p = np.mean(log_normal(POINTS, 0.0, 0.5 * np.log(0.9**2 + SIGMA**2)).sum(-1))
     assert bounds[0] + 0.1 < bounds[1] < bounds[2] - 0.05 < log_p + 0.01
     assert bounds[2] > log_p - 0.02
+
+
+class Zero(nn.Module):
+    """T* where q is r."""
+
+    @nn.compact
+    def __call__(self, x, z):
+        return self.param("t", nn.initializers.zeros, ()) + jnp.zeros(len(z))
+
+
+@pytest.mark.parametrize("contrast", [PriorContrast(), GaussianContrast(), GaussianContrast(moment_gradients=True)])
+def test_with_an_exact_t_it_is_iwae(contrast):
+    """Its value draw by draw, and on average its gradients: of encoder and decoder, though T is held fixed."""
+    adversary = ExactLogRatio() if isinstance(contrast, PriorContrast) else Zero()
+    game = Game(Gaussian(), adversary, contrast=contrast, importance_weighted=True)
+    x, params = jnp.tile(POINTS, (25, 1)), game.params._replace(adversary=None)
+
+    @jax.jit
+    def gradients(key):
+        draws = game.draw(key, x, 3)
+        exact = jax.value_and_grad(lambda params: loss(params, draws)[0])
+        value, of_iwae = exact(params)
+        own, of_avb = jax.value_and_grad(lambda params: game.loss(params, draws)[0])(params)
+        return value, own, of_iwae, of_avb
+
+    keys = jax.random.split(jax.random.key(3), 400)
+    values, own, of_iwae, of_avb = jax.lax.map(gradients, keys)
+    np.testing.assert_allclose(values, own, rtol=1e-5)
+    difference = jax.tree.map(lambda a, b: a - b, of_iwae, of_avb)
+    for leaf in jax.tree.leaves(difference):
+        error = leaf.std(axis=0) / np.sqrt(len(keys))
+        assert (abs(leaf.mean(axis=0)) <= 4 * error + 1e-5).all()
+        assert (error < 0.01).all()
+    if isinstance(contrast, GaussianContrast) and contrast.moment_gradients:  # Burda et al.'s own form
+        jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0, atol=1e-4), difference)
+
+
+def test_weights_and_moments_that_are_estimated_do_not_go_together():
+    game = Game(contrast=GaussianContrast(moment_gradients=True), adversary=Zero(), importance_weighted=True)
+    with pytest.raises(UserError, match="importance_weighted=True: with moment_gradients, encoder=LinearEncoder has to give"):
+        game.loss(game.params, game.draw(jax.random.key(0), POINTS, 2))
 
 
 def test_it_trains_and_an_encoder_without_a_density_is_named(images):
