@@ -127,7 +127,7 @@ MNIST2 = {
     "uivi": {"method": "uivi"},
     "iwhvi": {"method": "iwhvi"},
     "avb": {"method": "avb"},
-    "avb_iw": {"method": "avb", "importance_weighted": True, "noise_draws": 16},
+    "avb_iw": {"method": "avb", "importance_weighted": True, "noise_draws": 8},
 }
 # AVB by what T compares q with.
 BY_CONTRAST = {f"avb_{kind}": {"method": "avb", "contrast.kind": kind} for kind in ("prior", "full_covariance")}

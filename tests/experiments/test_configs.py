@@ -145,6 +145,7 @@ def another(field, value):
 NEEDS = {
     "feature_weight": {"method": "vaegan"},
     "inner_draws": {"method": "sivi"},
+    "importance_weighted": {"noise_draws": 2},
     "hmc.burn_in": {"method": "uivi"},
     "hmc.chain_steps": {"method": "uivi"},
     "hmc.leapfrog_steps": {"method": "uivi"},
