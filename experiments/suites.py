@@ -64,6 +64,7 @@ METHODS = {
     "gan": {"method": "gan", "gradient_penalty": 1.0},
     "vaegan": {"method": "vaegan", "gradient_penalty": 0.1},
 }
+WEIGHTED = {"avb_iw": {"method": "avb", "importance_weighted": True, "noise_draws": 8}}
 # What the paper's introduction sets out from, as models of their own and as parts of VAE and AVB; of binary images.
 PIXELS = {"pixels.channels": 16, "pixels.layers": 3, "pixels.kernel_size": 5}
 MODELS = {
@@ -127,7 +128,7 @@ MNIST2 = {
     "uivi": {"method": "uivi"},
     "iwhvi": {"method": "iwhvi"},
     "avb": {"method": "avb"},
-    "avb_iw": {"method": "avb", "importance_weighted": True, "noise_draws": 8},
+    **WEIGHTED,
 }
 # AVB by what T compares q with.
 BY_CONTRAST = {f"avb_{kind}": {"method": "avb", "contrast.kind": kind} for kind in ("prior", "full_covariance")}
@@ -156,7 +157,7 @@ SUITES = {
     "digits": Suite(
         mnist.main,
         mnist_config.get_config,
-        {name: Entry(fields, "digits") for name, fields in {**METHODS, **MODELS}.items()},
+        {name: Entry(fields, "digits") for name, fields in {**METHODS, **MODELS, **WEIGHTED}.items()},
         tuple(METHODS),
         LIKELIHOODS,
         {

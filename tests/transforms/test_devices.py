@@ -61,23 +61,35 @@ def test_a_step_is_the_mean_of_the_devices_steps(name, sgd, images, shares):
 
 
 @pytest.mark.parametrize(
-    ("batch_norm", "adaptive"),
-    [(False, contrast.PriorContrast()), (True, contrast.PriorContrast()), (True, contrast.GaussianContrast())],
+    ("batch_norm", "adaptive", "weighted"),
+    [
+        (False, contrast.PriorContrast(), False),
+        (True, contrast.PriorContrast(), False),
+        (True, contrast.GaussianContrast(), False),
+        (False, contrast.GaussianContrast(), True),
+    ],
 )
-def test_the_full_batch_gradient_is_taken(batch_norm, adaptive, sgd, images, shares):
+def test_the_full_batch_gradient_is_taken(batch_norm, adaptive, weighted, sgd, images, shares):
     """Each device draws noise of its own: the full batch is made of the devices' draws put together.
 
     Networks that normalise over the batch are given the axis, and then normalise over all of it.
     """
-    method = small_method("avb", batch_norm=batch_norm, contrast=adaptive, noise_draws=2, optimizers=sgd, axis_name=AXIS)
-    plain = small_method("avb", batch_norm=batch_norm, contrast=adaptive, noise_draws=2, optimizers=sgd)
+    settings = {"contrast": adaptive, "noise_draws": 2, "optimizers": sgd, "importance_weighted": weighted}
+    method = small_method("avb", batch_norm=batch_norm, axis_name=AXIS, **settings)
+    plain = small_method("avb", batch_norm=batch_norm, **settings)
     state = plain.init(KEY, images)
     after, info = step(method, state, shares)
     draws = [players.draw(jax.random.fold_in(KEY, d), shares[d], PRIOR, 3, 2) for d in range(COUNT)]
     draws = Draws(*(jnp.concatenate(parts, axis) for axis, parts in zip((0, 1, 1), zip(*draws, strict=True), strict=True)))
     of_t = {"networks": small_networks("avb", batch_norm=batch_norm), "prior": PRIOR, "contrast": adaptive}
     gradients, found = jax.grad(avb.negative_elbo_adversarial, has_aux=True)(
-        state.params, state.params.adversary, state.collections, draws, likelihood=distributions.bernoulli, **of_t
+        state.params,
+        state.params.adversary,
+        state.collections,
+        draws,
+        likelihood=distributions.bernoulli,
+        importance_weighted=weighted,
+        **of_t,
     )
     gradient, (_, of_adversary) = jax.grad(avb.adversary_loss, has_aux=True)(
         state.params.adversary, state.collections, draws, found.compared, **of_t
