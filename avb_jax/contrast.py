@@ -272,7 +272,8 @@ def weighed_twice(z: Array, zero: Array) -> tuple[Array, Array]:
 
 def _backward(_, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
     of_z, of_weight = slopes
-    share = of_weight / jnp.sum(of_weight, axis=0)
+    total = jnp.sum(of_weight, axis=0)
+    share = of_weight / jnp.where(total == 0.0, 1.0, total)  # 0 where the loss does not depend on the example
     return of_z * share[..., None], of_weight
 
 
