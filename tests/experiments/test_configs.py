@@ -138,7 +138,11 @@ def another(field, value):
         return (value[0] + 1, *value[1:]) if value else (3,)
     if value is None:
         return 0.01
-    return value + 1 if isinstance(value, int) else 0.9 * value
+    if field == "beta_warmup":
+        return value + 2  # over one step there is no rise
+    if field == "contrast.inflation":
+        return 1.2
+    return value + 1 if isinstance(value, int) else 0.9 * value or 0.1
 
 
 # What has to be so for a field to matter.
@@ -146,6 +150,7 @@ NEEDS = {
     "feature_weight": {"method": "vaegan"},
     "inner_draws": {"method": "sivi"},
     "importance_weighted": {"noise_draws": 2},
+    "generator_divergence": {"method": "gan"},
     "hmc.burn_in": {"method": "uivi"},
     "hmc.chain_steps": {"method": "uivi"},
     "hmc.leapfrog_steps": {"method": "uivi"},
