@@ -130,11 +130,12 @@ class HeldOut(Callback):
         numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in fields}
         self.run.record(step, numbers)
         bound = float(numbers["held_out_log_likelihood"].mean())
-        self._since = 0 if bound > self._bound else self._since + 1
-        if self._best is not None and bound > self._bound:
+        better = bound > self._bound  # which one that is not a number never is
+        self._since = 0 if better else self._since + 1
+        self._bound = bound if better else self._bound
+        if better and self._best is not None:
             folder = self.run.workdir / "checkpoints" / self.run.name
             checkpoints.keep(folder, step, self._best, {"log_likelihood": bound})
-        self._bound = max(bound, self._bound)
         under_t = " under T" if self.run.method.adversary is not None else ""
         if not self._quiet:
             of_q = ""

@@ -76,7 +76,7 @@ class Diagnostics(NamedTuple):
             return ["q has no density to check T by: give it a Gaussian share (gaussian_share above 0)"]
         found, width = [], self.elbo_upper - self.elbo_lower
         if not np.isfinite([self.elbo_lower, self.log_evidence]).all():
-            return [f"{self.outside or 1.0:.0%} of q's draws have no finite density: lower sampler_rate, or give start"]
+            return [f"{self.outside or 1.0:.2g} of q's draws have no finite density: lower sampler_rate, or give start"]
         if width > APART:
             found.append(
                 f"the bounds on q's own ELBO lie {width:.2g} nats apart: q is sharper than they resolve; raise gaussian_share"

@@ -85,9 +85,8 @@ def negative_elbo_adversarial(
 
         E -log (1 / S) sum_{s=1..S} p(x|z_s) exp(-beta T(x, z_s)),
 
-    at T* a bound on log p(x) that closes as S grows, whatever q (Gomez-Sancho & Hernandez-Lobato 2020). There the dependence of
-    T* on the encoder has a gradient, which T cannot give; the encoder's is taken in a form that does without
-    (`contrast.weighed_twice`).
+    at T* a bound on log p(x) that closes as S grows, whatever q. There the dependence of T* on the encoder has a
+    gradient on average, which T cannot give; the encoder's is taken in a form that does without (`contrast.weighed_twice`).
 
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.

@@ -1,7 +1,4 @@
-"""The importance weighted autoencoder (Burda, Grosse & Salakhutdinov 2016): a VAE whose bound closes as it draws more.
-
-How far it comes above the VAE with the same decoder says what a better posterior could be worth there at all.
-"""
+"""The importance weighted autoencoder (Burda, Grosse & Salakhutdinov 2016): a VAE whose bound closes as it draws more."""
 
 from typing import Any
 
