@@ -32,6 +32,7 @@ from numpyro.distributions import Distribution, constraints
 
 from avb_jax import players
 from avb_jax.distributions import kl_divergence, normal, standard_normal
+from avb_jax.importance import weighed_twice
 from avb_jax.network import Network
 from avb_jax.priors import AtParams
 from avb_jax.types import Array, Draws, Posterior, PyTree, UserError
@@ -256,25 +257,3 @@ def encode(
             )
     v, zero = weighed_twice((posterior.z - location) / scale, jnp.zeros(posterior.z.shape[:-1]))
     return contrast(prior, posterior.replace(z=location + scale * v), more, base)._replace(zero=zero), after
-
-
-@jax.custom_vjp
-def weighed_twice(z: Array, zero: Array) -> tuple[Array, Array]:
-    """Both as they are: z [S, B, Z], whose gradient is multiplied by its draw's share in that of `zero` [S, B].
-
-    Where `zero` is added to the log weights whose log mean is the loss, that share is the normalised weight w, which the
-    gradient of z has as a factor already. With w^2 it is the gradient of E[log mean weight] by what z is made of, although
-    log q in the weights is held fixed (doubly reparameterised: Tucker et al. 2019): log q's own params need no gradient, and
-    T has none to give.
-    """
-    return z, zero
-
-
-def _backward(_, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
-    of_z, of_weight = slopes
-    total = jnp.sum(of_weight, axis=0)
-    share = of_weight / jnp.where(total == 0.0, 1.0, total)  # 0 where the loss does not depend on the example
-    return of_z * share[..., None], of_weight
-
-
-weighed_twice.defvjp(lambda z, zero: ((z, zero), None), _backward)

@@ -7,10 +7,8 @@ With z drawn at noise u_0 and u_1 .. u_K independent of it,
 the first by Jensen's inequality over which of the K + 1 was z's own, the second over u_1 .. u_K. Both close as K grows.
 """
 
-import jax
-import jax.numpy as jnp
-
 from avb_jax.distributions import normal
+from avb_jax.importance import log_mean
 from avb_jax.types import Array
 
 
@@ -24,11 +22,6 @@ def smoothed(conditional: tuple[Array, Array], noise: Array) -> Array:
     """A draw z [B, Z] given the first of the u whose moments are [S, B, Z], by the first Z numbers of noise[1] [S, B, N]."""
     mean, std = conditional
     return mean[0] + std[0] * noise[1, :, : mean.shape[-1]]
-
-
-def log_mean(log_weight: Array, axis: int) -> Array:
-    """The logarithm of the mean of exp(log_weight) over an axis."""
-    return jax.nn.logsumexp(log_weight, axis=axis) - jnp.log(log_weight.shape[axis])
 
 
 def upper_log_density(z: Array, conditional: tuple[Array, Array]) -> Array:

@@ -17,6 +17,7 @@ ORDER = [
     "distributions",
     "models",
     "priors",
+    "importance",
     "semi_implicit",
     "divergences",
     "players",

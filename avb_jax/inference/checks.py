@@ -31,6 +31,7 @@ STARTS = 2  # of the Gauss-Newton method, of
 BANK = 4096  # draws of u that are always the same
 ITERATIONS = 6  # of the Gauss-Newton method
 SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
+ROUNDED = 10.0  # of z's rounding errors: the least standard deviation of z given u at which log q(z) is a number
 TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
 APART = 0.1  # nats between q's bounds, and between T and them, that are worth a word
 
@@ -41,7 +42,7 @@ class Weighed(NamedTuple):
     z: np.ndarray  # [N, Z]
     log_density: np.ndarray  # [N] log p~(z), as the user's function has it
     upper: np.ndarray  # [N] on average above log q(z); p~(z) / exp(upper) is an unbiased estimate of p~'s integral
-    lower: np.ndarray  # [N] on average below log q(z)
+    lower: np.ndarray  # [N] on average below log q(z); both inf where float32 does not resolve z given u: draws then coincide
 
     @property
     def log_weight(self) -> np.ndarray:
@@ -67,7 +68,7 @@ class Diagnostics(NamedTuple):
     adversary_loss: float | None = None  # eq. 3.3; 2 log 2 = 1.386 where its logit says nothing, near 0 where it saturates
     adversary_accuracy: float | None = None  # in [0, 1]
     kl_contrast: float | None = None  # KL(q(z), r(z)) under T: how far q is from the Gaussian of its moments; below 0, T is off
-    outside: float | None = None  # share of q's draws that have no density; the bounds are of q without them
+    outside: float | None = None  # share of draws where p~ or q has no finite density; the bounds leave them out
 
     @property
     def doubts(self) -> list[str]:
@@ -76,7 +77,10 @@ class Diagnostics(NamedTuple):
             return ["q has no density to check T by: give it a Gaussian share (gaussian_share above 0)"]
         found, width = [], self.elbo_upper - self.elbo_lower
         if not np.isfinite([self.elbo_lower, self.log_evidence]).all():
-            return [f"{self.outside or 1.0:.2g} of q's draws have no finite density: lower sampler_rate, or give start"]
+            return [
+                f"at {self.outside or 1.0:.2g} of q's draws the density is not finite, or q narrower than float32 resolves: "
+                "lower sampler_rate, or give start"
+            ]
         if width > APART:
             found.append(
                 f"the bounds on q's own ELBO lie {width:.2g} nats apart: q is sharper than they resolve; raise gaussian_share"
@@ -104,8 +108,8 @@ class Diagnostics(NamedTuple):
         ]
         if self.outside:
             lines.append(
-                f"At {self.outside:.2g} of q's draws the density is 0 or not a number: they weigh nothing, and the ELBO is "
-                "that of q without them."
+                f"At {self.outside:.2g} of q's draws the density is 0 or not a number, or q too narrow for float32: they weigh "
+                "nothing, and the ELBO is that of q without them."
             )
         if self.elbo_under_t is not None:
             lines.append(f"T says an ELBO of {self.elbo_under_t:.3f} and a loss of {self.adversary_loss:.3f}.")
@@ -143,7 +147,9 @@ class Weigher:
             log_weight = _log_weights(tau_key, given, bank, z, own, inner)
             total = jax.nn.logsumexp(log_weight[1:])
             upper = jnp.logaddexp(total, log_weight[0]) - jnp.log(inner + 1.0)
-            return Weighed(z, log_density(z), upper, total - jnp.log(1.0 * inner))
+            resolved = jnp.all(std > ROUNDED * jnp.finfo(z.dtype).eps * jnp.abs(z))
+            upper, lower = (jnp.where(resolved, bound, jnp.inf) for bound in (upper, total - jnp.log(1.0 * inner)))
+            return Weighed(z, log_density(z), upper, lower)
 
         self._block = jax.jit(block)
         self.log_density = log_density
@@ -156,13 +162,13 @@ class Weigher:
 
 
 def summarise(weighed: Weighed) -> dict[str, float]:
-    """The numbers of `Diagnostics` that need no T; not numbers where more than `FEW` of the draws have no finite density.
+    """The numbers of `Diagnostics` that need no T; not numbers where p~ or q has no finite density at over `FEW` of the draws.
 
     Fewer such draws have a weight of 0, and the bounds are those of q without them, q(z) / q(A) on the set A of the others:
     E[log p~(z) - log q(z)] over these, and log q(A).
     """
     log_density = np.float64(weighed.log_density)
-    inside = np.isfinite(log_density)
+    inside = np.isfinite(log_density) & np.isfinite(weighed.upper)
     outside = 1.0 - inside.mean()
     below, above = ((log_density - of_q)[inside] for of_q in (weighed.upper, weighed.lower))
     finite = outside <= FEW and np.isfinite([below, above]).all() and not np.isposinf(log_density).any()

@@ -17,13 +17,13 @@ from numpyro.distributions import Distribution
 from avb_jax import contrast as contrasts
 from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood
+from avb_jax.importance import log_mean
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.penalty import r1
 from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.priors import Learned, at
-from avb_jax.semi_implicit import log_mean
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
 PRIOR = contrasts.PriorContrast()
@@ -86,7 +86,7 @@ def negative_elbo_adversarial(
         E -log (1 / S) sum_{s=1..S} p(x|z_s) exp(-beta T(x, z_s)),
 
     at T* a bound on log p(x) that closes as S grows, whatever q. There the dependence of T* on the encoder has a
-    gradient on average, which T cannot give; the encoder's is taken in a form that does without (`contrast.weighed_twice`).
+    gradient on average, which T cannot give; the encoder's is taken in a form that does without (`importance.weighed_twice`).
 
     Args:
       params: the encoder's and the decoder's; `params.adversary` is not read.

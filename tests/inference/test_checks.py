@@ -96,7 +96,20 @@ def test_draws_without_a_density_weigh_nothing():
     for bad, count in ((-np.inf, 60), (np.inf, 1)):
         found = summarise(Weighed(np.zeros((1000, 1)), np.r_[np.full(count, bad), log_density[count:]], upper, lower))
         assert np.isnan(found["log_evidence"])
-        assert "of q's draws have no finite density" in str(Diagnostics(**found))
+        assert "of q's draws the density is not finite" in str(Diagnostics(**found))
+
+
+def test_a_q_that_float32_does_not_resolve_is_not_believed():
+    """Its draws coincide with their means, so that the weights would be equal, and a q anywhere would seem to be done."""
+
+    def numbers(std):
+        found = Weigher(lambda _, u: (1e3 + 0.0 * u, std + 0.0 * u), lambda z: -z[0], 1, 1, 16)(None, KEY, 100)
+        return summarise(found)
+
+    assert np.isfinite(numbers(0.1)["log_evidence"])
+    found = numbers(1e-6)
+    assert np.isnan(found["log_evidence"])
+    assert "narrower than float32" in Diagnostics(**found).doubts[0]
 
 
 SOUND = Diagnostics(-1.0, -0.98, 0.01, -0.95, 0.01, 0.8, 0.2, -0.97, 0.01, 1.2, 0.6, 0.1)
@@ -110,7 +123,7 @@ SOUND = Diagnostics(-1.0, -0.98, 0.01, -0.95, 0.01, 0.8, 0.2, -0.97, 0.01, 1.2, 
         ({"pareto_k": 0.9}, "Pareto k is 0.90, over 0.7"),
         ({"pareto_k": float("nan")}, "Pareto k is nan"),
         ({"elbo_under_t": -0.5}, "T puts the ELBO 0.48 nats above"),
-        ({"elbo_lower": float("nan")}, "have no finite density"),
+        ({"elbo_lower": float("nan")}, "the density is not finite"),
         ({"elbo_lower": None}, "which nothing vouches for"),
     ],
 )

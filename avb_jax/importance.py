@@ -1,0 +1,37 @@
+"""Importance weights: the logarithm of their mean, and a gradient of its expectation that needs no score of q.
+
+The importance weighted bound is E log (1 / S) sum_s w_s of draws z_s ~ q(z|x) with weights w = p(x, z) / q(z|x) (Burda,
+Grosse & Salakhutdinov 2016).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from avb_jax.types import Array
+
+
+def log_mean(log_weight: Array, axis: int) -> Array:
+    """The logarithm of the mean of exp(log_weight) over an axis."""
+    return jax.nn.logsumexp(log_weight, axis=axis) - jnp.log(log_weight.shape[axis])
+
+
+@jax.custom_vjp
+def weighed_twice(z: Array, zero: Array) -> tuple[Array, Array]:
+    """Both as they are: z [S, B, Z], whose gradient is multiplied by its draw's share in that of `zero` [S, B].
+
+    Where `zero` is added to the log weights whose log mean is the loss, that share is the normalised weight w, which the
+    gradient of z has as a factor already. With w^2 it is the gradient of E[log mean weight] by what z is made of, although
+    log q in the weights is held fixed (doubly reparameterised: Tucker et al. 2019): log q's own params need no gradient, and
+    a T in its place has none to give.
+    """
+    return z, zero
+
+
+def _backward(_, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_z, of_weight = slopes
+    total = jnp.sum(of_weight, axis=0)
+    share = of_weight / jnp.where(total == 0.0, 1.0, total)  # 0 where the loss does not depend on the example
+    return of_z * share[..., None], of_weight
+
+
+weighed_twice.defvjp(lambda z, zero: ((z, zero), None), _backward)
