@@ -40,8 +40,8 @@ def as_vi_algorithm(
       method: 'avb', 'sivi' or 'uivi'.
       num_samples: draws of a step.
       rng_key: of the players' first params; always the same by default.
-      **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, adversary_rate,
-        inflation, clip.
+      **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, scale_rate,
+        adversary_rate, inflation, clip.
 
     Returns:
       A `blackjax.base.VIAlgorithm`. `step` returns the new state and what the step was observed by: `elbo` [num_samples], and

@@ -90,6 +90,7 @@ def game(
     adversary_widths: Sequence[int] = (256, 256),
     adversary_steps: int = 2,
     sampler_rate: float | None = None,
+    scale_rate: float = 0.02,
     adversary_rate: float = 1e-3,
     inflation: float | None = None,
     clip: float = 10.0,
@@ -107,6 +108,7 @@ def game(
         adversary_steps=at_least(adversary_steps, 1),
         gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
         sampler_rate=(sampler_rate, sampler_rate > 0, "above 0"),
+        scale_rate=(scale_rate, scale_rate > 0, "above 0"),
         adversary_rate=(adversary_rate, adversary_rate > 0, "above 0"),
         inflation=at_least(inflation, 1),
         clip=(clip, clip > 0, "above 0"),
@@ -118,7 +120,8 @@ def game(
         falling = optax.cosine_decay_schedule(rate, updates * steps) if steps else rate
         return optax.chain(optax.clip_by_global_norm(clip), optax.adam(falling, b1=0.5))
 
-    sampler, size = networks.Sampler(dim, tuple(widths), gaussian_share), 2 * dim + noise_dim
+    sampler = networks.Sampler(dim, tuple(widths), gaussian_share, scale_speed=scale_rate / sampler_rate)
+    size = 2 * dim + noise_dim
     if method != "avb":
         adversary, options = None, {"optimizers": adam(sampler_rate, 1), "noise_dim": size, "unbiased": method == "uivi"}
         made = semi_implicit_method(log_density, dim, sampler, **options)
@@ -181,7 +184,9 @@ def fit(
         adversary_widths, (256, 256): of T's network;
         adversary_steps, 2: updates of T per step (section 3.2);
         sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to
-        follow; location and log scale move ten times as fast;
+        follow; the location moves ten times as fast;
+        scale_rate, 0.02: of the log of q's scale in each dimension, which T, who sees z standardised, does not have to follow;
+        the location could go as fast, and then q ends in one of two modes before it has both;
         adversary_rate, 1e-3: Adam's, of T;
         inflation, 1 + 2 / dim: of the standard deviation of the Gaussian's draws that T is shown, over q's, so that it has seen
         what lies around q; the more dimensions, the fewer such draws are near q's middle;

@@ -72,7 +72,15 @@ def untrained():
         patch.setattr(fitting, "train", train)
         patch.setattr(fitting, "density_method", density_method)
         fit = inference.fit(
-            gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, inflation=1.4, clip=5.0, widths=(16,), **options
+            gaussian,
+            2,
+            sampler_rate=0.02,
+            scale_rate=0.2,
+            adversary_rate=0.04,
+            inflation=1.4,
+            clip=5.0,
+            widths=(16,),
+            **options,
         )
     return fit, called
 
@@ -196,7 +204,7 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
     def standard(z):
         return -0.5 * jnp.sum(z**2)
 
-    options = {**TINY, "method": "sivi", "sampler_rate": 1e-6, "steps": 40}
+    options = {**TINY, "method": "sivi", "sampler_rate": 1e-6, "scale_rate": 1e-5, "steps": 40}
     fits = [inference.fit(standard, 2, tolerance=0.5, workdir=tmp_path, **options) for _ in range(2)]
     assert [int(fit.state.step) for fit in fits] == [4, 4]
     assert fits[0].bound == fits[1].bound
@@ -209,7 +217,7 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
 
 def test_a_sampler_that_runs_away_is_taken_back():
     """At rates at which it gets worse, the State of the best checkpoint is what counts."""
-    fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 0.5, "clip": 1e3})
+    fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 0.5, "scale_rate": 5.0, "clip": 1e3})
     assert int(fit.state.step) < 20
     assert np.isfinite(fit.bound)
 
@@ -341,7 +349,9 @@ def test_a_density_that_is_not_finite_far_away():
     def rare(z):
         return jnp.where(jnp.abs(z[0]) > 5.5, jnp.nan, -0.125 * z[0] ** 2)
 
-    fit = inference.fit(rare, 1, tolerance=0, **{**TINY, "method": "sivi", "sampler_rate": 0.02, "steps": 200})
+    fit = inference.fit(
+        rare, 1, tolerance=0, **{**TINY, "method": "sivi", "sampler_rate": 0.02, "scale_rate": 0.2, "steps": 200}
+    )
     assert 0 < fit.diagnostics.outside < 0.05
     assert abs(fit.log_evidence - 0.5 * np.log(8 * np.pi)) < 0.1
     assert "of q's draws the density is 0 or not a number" in str(fit.diagnostics)
@@ -350,7 +360,7 @@ def test_a_density_that_is_not_finite_far_away():
         return jnp.where(jnp.abs(z[0]) > 6, jnp.nan, z[0])
 
     with pytest.raises(UserError, match=r"log_density: at z = \[-?[\d.]+\], where q came by in training, it is nan"):
-        inference.fit(density, 1, **{**TINY, "sampler_rate": 0.1, "steps": 200})
+        inference.fit(density, 1, **{**TINY, "sampler_rate": 0.1, "scale_rate": 1.0, "steps": 200})
 
 
 @pytest.mark.parametrize(
