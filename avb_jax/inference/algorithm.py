@@ -40,8 +40,8 @@ def as_vi_algorithm(
       method: 'avb', 'sivi' or 'uivi'.
       num_samples: draws of a step.
       rng_key: of the players' first params; always the same by default.
-      **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, scale_rate,
-        adversary_rate, inflation, clip.
+      **settings: of `fit`: noise_dim, widths, gaussian_share, adversary_widths, adversary_steps, sampler_rate, adversary_rate,
+        inflation, clip.
 
     Returns:
       A `blackjax.base.VIAlgorithm`. `step` returns the new state and what the step was observed by: `elbo` [num_samples], and
@@ -69,7 +69,7 @@ def as_vi_algorithm(
     def init(position: PyTree) -> VIState:
         played, at = of(position), flat(position)[0]
         key = stream(jax.random.key(0), "players") if rng_key is None else rng_key
-        return VIState(started(played.method, at).init(key, jnp.zeros((num_samples, 0))), position)
+        return VIState(started(played, at).init(key, jnp.zeros((num_samples, 0))), position)
 
     def step(rng_key: Array, state: VIState) -> tuple[VIState, NamedTuple]:
         played = of(state.position)

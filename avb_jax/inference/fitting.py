@@ -19,7 +19,7 @@ from avb_jax.contrast import GaussianContrast
 from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
 from avb_jax.inference.checks import APART, CLOSER, DRAWS, INNER, Diagnostics, Weigher, check_finite, summarise
-from avb_jax.inference.density import ADAPTIVE, LogDensityNetwork, density_method, semi_implicit_method
+from avb_jax.inference.density import ADAPTIVE, Density, LogDensityNetwork, density_method, semi_implicit_method
 from avb_jax.inference.fitted import Fit
 from avb_jax.inference.watch import CAME_BY, Watch
 from avb_jax.method import Method
@@ -36,6 +36,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
+SCALE_RATE, SCALE_STEPS, SCALE_DRAWS = 0.05, 300, 128  # Adam's, for the scale that q begins with
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
 
@@ -43,6 +44,7 @@ class Game(NamedTuple):
     """What is trained for a density."""
 
     method: Method
+    density: Density
     sampler: Network
     adversary: Network | None
     dim: int
@@ -90,7 +92,6 @@ def game(
     adversary_widths: Sequence[int] = (256, 256),
     adversary_steps: int = 2,
     sampler_rate: float | None = None,
-    scale_rate: float = 0.02,
     adversary_rate: float = 1e-3,
     inflation: float | None = None,
     clip: float = 10.0,
@@ -108,7 +109,6 @@ def game(
         adversary_steps=at_least(adversary_steps, 1),
         gaussian_share=(gaussian_share, 0 <= gaussian_share <= 1, "in [0, 1]"),
         sampler_rate=(sampler_rate, sampler_rate > 0, "above 0"),
-        scale_rate=(scale_rate, scale_rate > 0, "above 0"),
         adversary_rate=(adversary_rate, adversary_rate > 0, "above 0"),
         inflation=at_least(inflation, 1),
         clip=(clip, clip > 0, "above 0"),
@@ -120,8 +120,7 @@ def game(
         falling = optax.cosine_decay_schedule(rate, updates * steps) if steps else rate
         return optax.chain(optax.clip_by_global_norm(clip), optax.adam(falling, b1=0.5))
 
-    sampler = networks.Sampler(dim, tuple(widths), gaussian_share, scale_speed=scale_rate / sampler_rate)
-    size = 2 * dim + noise_dim
+    sampler, size = networks.Sampler(dim, tuple(widths), gaussian_share), 2 * dim + noise_dim
     if method != "avb":
         adversary, options = None, {"optimizers": adam(sampler_rate, 1), "noise_dim": size, "unbiased": method == "uivi"}
         made = semi_implicit_method(log_density, dim, sampler, **options)
@@ -138,7 +137,7 @@ def game(
             adversary_steps=adversary_steps,
         )
         adversary = as_network(adversary)
-    return Game(with_ema(made, EMA_DECAY), as_network(sampler), adversary, dim, size, gaussian_share)
+    return Game(with_ema(made, EMA_DECAY), Density(log_density, dim), as_network(sampler), adversary, dim, size, gaussian_share)
 
 
 def fit(
@@ -151,6 +150,7 @@ def fit(
     seed: int = 0,
     num_seeds: int | None = None,
     start: Array | Sequence[float] | None = None,
+    scale: Array | Sequence[float] | float | str = 1.0,
     tolerance: float = 0.01,
     workdir: str | pathlib.Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -172,6 +172,8 @@ def fit(
       seed: of everything random.
       num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.
       start: where q begins, z [dim]; 0 by default.
+      scale: q's standard deviations there [dim], or one for all; 'nearest': those of the Gaussian about `start` of the largest
+        ELBO, found first, for a density that is much narrower or wider: T would have to follow q all the way.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
       callbacks: further ones, called between blocks of steps.
@@ -184,9 +186,7 @@ def fit(
         adversary_widths, (256, 256): of T's network;
         adversary_steps, 2: updates of T per step (section 3.2);
         sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to
-        follow; the location moves ten times as fast;
-        scale_rate, 0.02: of the log of q's scale in each dimension, which T, who sees z standardised, does not have to follow;
-        the location could go as fast, and then q ends in one of two modes before it has both;
+        follow; location and log scale move ten times as fast;
         adversary_rate, 1e-3: Adam's, of T;
         inflation, 1 + 2 / dim: of the standard deviation of the Gaussian's draws that T is shown, over q's, so that it has seen
         what lies around q; the more dimensions, the fewer such draws are near q's middle;
@@ -206,10 +206,15 @@ def fit(
         raise UserError(f"{min(unknown)}: is no setting of fit; it has {', '.join(sorted(known))}")
     if start is not None and np.shape(start) != (dim,):
         raise UserError(f"start: has shape {np.shape(start)}, and z has [{dim}]")
+    if isinstance(scale, str):
+        check_settings(scale=(scale, scale == "nearest", "standard deviations, or 'nearest'"))
+    elif np.shape(scale) not in ((), (dim,)) or not np.all(np.asarray(scale) > 0):
+        raise UserError(f"scale={scale!r}: must be a positive number, {dim} of them, or 'nearest'")
     played = game(log_density, dim, method=method, steps=steps, **settings)
     center = jnp.zeros(dim) if start is None else jnp.asarray(start, jnp.float32)
     key = stream(jax.random.key(seed), "probe")
-    probes = jnp.concatenate([center[None], center + jax.random.normal(key, (PROBED, dim))])
+    width = 1.0 if isinstance(scale, str) else jnp.asarray(scale, jnp.float32)
+    probes = jnp.concatenate([center[None], center + width * jax.random.normal(key, (PROBED, dim))])
     check_finite(log_density, probes, "where q starts")
 
     nothing = np.zeros((batch_size, 0), np.float32)
@@ -221,7 +226,7 @@ def fit(
         callbacks.append(watch)
     with _named_points(log_density, center, stream(key, "diverged"), watch):
         state = train(
-            started(played.method, center),
+            started(played, center, scale),
             Dataset(nothing, nothing, name="no data"),
             steps=steps,
             batch_size=batch_size,
@@ -240,15 +245,41 @@ def fit(
     return dataclasses.replace(best, runs=tuple(fits))
 
 
-def started(method: Method, at: Array) -> Method:
-    """The method, whose sampler begins about `at` [dim] instead of 0."""
+def started(played: Game, at: Array, scale: Array | Sequence[float] | float | str = 1.0) -> Method:
+    """The method, whose sampler begins about as N(at [dim], diag scale^2) instead of N(0, I); scale as in `fit`."""
 
     def init(key: Array, x: Array) -> State:
-        state, mean = method.init(key, x), {"mean": at / networks.Sampler.speed}
-        params, ema = (params._replace(encoder={**params.encoder, **mean}) for params in (state.params, state.ema.params))
+        state = played.method.init(key, x)
+        if isinstance(scale, str):
+            log_std = _nearest_scale(stream(key, "scale"), played.density, at)
+        else:
+            log_std = jnp.broadcast_to(jnp.log(jnp.asarray(scale, jnp.float32)), at.shape)
+        begun = {"mean": at / networks.Sampler.speed, "log_std": log_std / networks.Sampler.speed}
+        params, ema = (params._replace(encoder={**params.encoder, **begun}) for params in (state.params, state.ema.params))
         return state._replace(params=params, ema=state.ema._replace(params=ema))
 
-    return method._replace(init=init)
+    return played.method._replace(init=init)
+
+
+def _nearest_scale(key: Array, density: Density, at: Array) -> Array:
+    """Log s [dim] of the N(at, diag s^2) of the largest ELBO, by stochastic gradients from s = 1.
+
+    The location stays where it is: the best one would be in one of two modes, which the sampler would not leave.
+    """
+    # Slopes fall by orders of magnitude on the way, and a memory of the first ones would stop it: hence b2.
+    optimizer = optax.adam(optax.cosine_decay_schedule(SCALE_RATE, SCALE_STEPS), b1=0.5, b2=0.9)
+
+    def negative_elbo(log_std: Array, key: Array) -> Array:
+        z = at + jnp.exp(log_std) * jax.random.normal(key, (SCALE_DRAWS, len(at)))
+        return -jnp.mean(density.log_prob(z)) - jnp.sum(log_std)
+
+    def step(carry: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
+        log_std, state = carry
+        updates, state = optimizer.update(jax.grad(negative_elbo)(log_std, key), state)
+        return (log_std + updates, state), None
+
+    begun = jnp.zeros_like(at), optimizer.init(jnp.zeros_like(at))
+    return jax.lax.scan(step, begun, jax.random.split(key, SCALE_STEPS))[0][0]
 
 
 @contextlib.contextmanager

@@ -212,8 +212,8 @@ class Sampler(nn.Module):
     standardised by them, unlike the bases of `MomentEncoder`. It was, and its moments over them came apart from those over
     other draws: on the tests' Rosenbrock density z gave a standard deviation of 1.0 and had 1.7.
 
-    `mean` and the log of `std` are `speed` and `scale_speed` times params: Adam moves each param by about its rate, and these
-    may have a long way to go.
+    `mean` and the log of `std` are `speed` times params: Adam moves each param by about its rate, and these may have a long
+    way to go.
 
     Maps x [B, ...], of which B alone matters, and noise [..., B, 2 Z + K] (Z for n, Z + K for u, whose linear path sees the
     first Z of them) to z [..., B, Z], for any K >= 0, and its moments [B, Z].
@@ -223,7 +223,6 @@ class Sampler(nn.Module):
     widths: Sequence[int] = (128, 128)
     gaussian_share: float = 0.05  # rho, in [0, 1]
     speed: float = 10.0
-    scale_speed: float = 10.0
 
     shares_x = True
     semi_implicit = property(lambda self: self.gaussian_share > 0)
@@ -236,8 +235,9 @@ class Sampler(nn.Module):
         def network(eps: Array) -> Array:
             return linear(eps[..., : self.latent_dim]) + out(hidden(eps))
 
-        mean = self.speed * self.param("mean", nn.initializers.zeros, (self.latent_dim,))
-        std = jnp.exp(self.scale_speed * self.param("log_std", nn.initializers.zeros, (self.latent_dim,)))
+        params = (self.param(name, nn.initializers.zeros, (self.latent_dim,)) for name in ("mean", "log_std"))
+        mean, log_std = (self.speed * param for param in params)
+        std = jnp.exp(log_std)
         n, eps = noise[..., : self.latent_dim], noise[..., self.latent_dim :]
         of_u, of_n = math.sqrt(1.0 - self.gaussian_share), math.sqrt(self.gaussian_share)
         center = mean + std * of_u * network(eps)

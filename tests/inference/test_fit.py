@@ -1,5 +1,7 @@
 """AVB and SIVI for given densities: what is known of them in closed form or by quadrature."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,15 +74,7 @@ def untrained():
         patch.setattr(fitting, "train", train)
         patch.setattr(fitting, "density_method", density_method)
         fit = inference.fit(
-            gaussian,
-            2,
-            sampler_rate=0.02,
-            scale_rate=0.2,
-            adversary_rate=0.04,
-            inflation=1.4,
-            clip=5.0,
-            widths=(16,),
-            **options,
+            gaussian, 2, sampler_rate=0.02, adversary_rate=0.04, inflation=1.4, clip=5.0, widths=(16,), **options
         )
     return fit, called
 
@@ -204,7 +198,7 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
     def standard(z):
         return -0.5 * jnp.sum(z**2)
 
-    options = {**TINY, "method": "sivi", "sampler_rate": 1e-6, "scale_rate": 1e-5, "steps": 40}
+    options = {**TINY, "method": "sivi", "sampler_rate": 1e-6, "steps": 40}
     fits = [inference.fit(standard, 2, tolerance=0.5, workdir=tmp_path, **options) for _ in range(2)]
     assert [int(fit.state.step) for fit in fits] == [4, 4]
     assert fits[0].bound == fits[1].bound
@@ -217,7 +211,7 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
 
 def test_a_sampler_that_runs_away_is_taken_back():
     """At rates at which it gets worse, the State of the best checkpoint is what counts."""
-    fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 0.5, "scale_rate": 5.0, "clip": 1e3})
+    fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 0.5, "clip": 1e3})
     assert int(fit.state.step) < 20
     assert np.isfinite(fit.bound)
 
@@ -285,6 +279,17 @@ def test_where_it_starts():
     np.testing.assert_allclose(fit.sample(KEY, 500).mean(axis=0), center, atol=0.3)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [([0.2, 5.0], [0.2, 5.0]), (3.0, [3.0, 3.0]), ("nearest", [0.02, 8.0])])
+def test_how_wide_it_starts(scale, expected):
+    """As asked; or as wide as a density whose dimensions are independent, which it finds about the place where it starts."""
+    center = np.array([3.0, -40.0])
+    log_density = lambda z: -0.5 * jnp.sum(jnp.square((z - center) / jnp.array([0.02, 8.0])))  # noqa: E731
+    fit = inference.fit(log_density, 2, start=center, scale=scale, **{**TINY, "steps": 1})
+    z = np.asarray(fit.sample(KEY, 2000))
+    np.testing.assert_allclose(z.std(axis=0), expected, rtol=0.15)  # a network has a tenth of it, and 2,000 draws 2%
+    assert (abs(z.mean(axis=0) - center) < 0.3 * np.asarray(expected)).all()
+
+
 @pytest.mark.slow
 def test_a_torus_is_fitted():
     """All the way round, as thick as it should be, and the bound its integral's logarithm. One to two minutes."""
@@ -349,9 +354,7 @@ def test_a_density_that_is_not_finite_far_away():
     def rare(z):
         return jnp.where(jnp.abs(z[0]) > 5.5, jnp.nan, -0.125 * z[0] ** 2)
 
-    fit = inference.fit(
-        rare, 1, tolerance=0, **{**TINY, "method": "sivi", "sampler_rate": 0.02, "scale_rate": 0.2, "steps": 200}
-    )
+    fit = inference.fit(rare, 1, tolerance=0, **{**TINY, "method": "sivi", "sampler_rate": 0.02, "steps": 200})
     assert 0 < fit.diagnostics.outside < 0.05
     assert abs(fit.log_evidence - 0.5 * np.log(8 * np.pi)) < 0.1
     assert "of q's draws the density is 0 or not a number" in str(fit.diagnostics)
@@ -360,7 +363,7 @@ def test_a_density_that_is_not_finite_far_away():
         return jnp.where(jnp.abs(z[0]) > 6, jnp.nan, z[0])
 
     with pytest.raises(UserError, match=r"log_density: at z = \[-?[\d.]+\], where q came by in training, it is nan"):
-        inference.fit(density, 1, **{**TINY, "sampler_rate": 0.1, "scale_rate": 1.0, "steps": 200})
+        inference.fit(density, 1, **{**TINY, "sampler_rate": 0.1, "steps": 200})
 
 
 @pytest.mark.parametrize(
@@ -378,11 +381,14 @@ def test_a_density_that_is_not_finite_far_away():
         ("gaussian_share", 1.5, r"in \[0, 1\]"),
         ("tolerance", -1, "at least 0"),
         ("method", "nuts", "one of avb, sivi, uivi"),
+        ("scale", "wide", "standard deviations, or 'nearest'"),
+        ("scale", -1.0, "a positive number, 2 of them, or 'nearest'"),
+        ("scale", [1.0], "a positive number, 2 of them, or 'nearest'"),
     ],
 )
 def test_options_that_are_refused(field, value, remedy):
     options = {"dim": 2, field: value}
-    with pytest.raises(UserError, match=f"^{field}={value!r}: must be {remedy}"):
+    with pytest.raises(UserError, match=f"^{field}={re.escape(repr(value))}: must be {remedy}"):
         inference.fit(gaussian, **options)
     with pytest.raises(UserError, match=r"^wdiths: is no setting of fit; it has adversary_rate, .*widths"):
         inference.fit(gaussian, 2, wdiths=(3,))
