@@ -36,7 +36,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
-SCALE_RATE, SCALE_STEPS, SCALE_DRAWS = 0.05, 300, 128  # Adam's, for the scale that q begins with
+NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
 
@@ -172,8 +172,9 @@ def fit(
       seed: of everything random.
       num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.
       start: where q begins, z [dim]; 0 by default.
-      scale: q's standard deviations there [dim], or one for all; 'nearest': those of the Gaussian about `start` of the largest
-        ELBO, found first, for a density that is much narrower or wider: T would have to follow q all the way.
+      scale: q's standard deviations there [dim], or one for all; 'nearest': q begins as the Gaussian of the largest ELBO whose
+        dimensions are independent, found from N(start, I), for a density that is much narrower or wider, where T would have to
+        follow q all the way. Of several modes it is at one.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
       callbacks: further ones, called between blocks of steps.
@@ -251,35 +252,33 @@ def started(played: Game, at: Array, scale: Array | Sequence[float] | float | st
     def init(key: Array, x: Array) -> State:
         state = played.method.init(key, x)
         if isinstance(scale, str):
-            log_std = _nearest_scale(stream(key, "scale"), played.density, at)
+            mean, log_std = _nearest_gaussian(stream(key, "nearest"), played.density, at)
         else:
-            log_std = jnp.broadcast_to(jnp.log(jnp.asarray(scale, jnp.float32)), at.shape)
-        begun = {"mean": at / networks.Sampler.speed, "log_std": log_std / networks.Sampler.speed}
+            mean, log_std = at, jnp.broadcast_to(jnp.log(jnp.asarray(scale, jnp.float32)), at.shape)
+        begun = {"mean": mean / networks.Sampler.speed, "log_std": log_std / networks.Sampler.speed}
         params, ema = (params._replace(encoder={**params.encoder, **begun}) for params in (state.params, state.ema.params))
         return state._replace(params=params, ema=state.ema._replace(params=ema))
 
     return played.method._replace(init=init)
 
 
-def _nearest_scale(key: Array, density: Density, at: Array) -> Array:
-    """Log s [dim] of the N(at, diag s^2) of the largest ELBO, by stochastic gradients from s = 1.
-
-    The location stays where it is: the best one would be in one of two modes, which the sampler would not leave.
-    """
+def _nearest_gaussian(key: Array, density: Density, at: Array) -> tuple[Array, Array]:
+    """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO, by stochastic gradients from N(at, I)."""
     # Slopes fall by orders of magnitude on the way, and a memory of the first ones would stop it: hence b2.
-    optimizer = optax.adam(optax.cosine_decay_schedule(SCALE_RATE, SCALE_STEPS), b1=0.5, b2=0.9)
+    optimizer = optax.adam(optax.cosine_decay_schedule(NEAREST_RATE, NEAREST_STEPS), b1=0.5, b2=0.9)
 
-    def negative_elbo(log_std: Array, key: Array) -> Array:
-        z = at + jnp.exp(log_std) * jax.random.normal(key, (SCALE_DRAWS, len(at)))
+    def negative_elbo(moments: tuple[Array, Array], key: Array) -> Array:
+        mean, log_std = moments
+        z = mean + jnp.exp(log_std) * jax.random.normal(key, (NEAREST_DRAWS, len(at)))
         return -jnp.mean(density.log_prob(z)) - jnp.sum(log_std)
 
-    def step(carry: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], None]:
-        log_std, state = carry
-        updates, state = optimizer.update(jax.grad(negative_elbo)(log_std, key), state)
-        return (log_std + updates, state), None
+    def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
+        moments, state = carry
+        updates, state = optimizer.update(jax.grad(negative_elbo)(moments, key), state)
+        return (optax.apply_updates(moments, updates), state), None
 
-    begun = jnp.zeros_like(at), optimizer.init(jnp.zeros_like(at))
-    return jax.lax.scan(step, begun, jax.random.split(key, SCALE_STEPS))[0][0]
+    begun = at, jnp.zeros_like(at)
+    return jax.lax.scan(step, (begun, optimizer.init(begun)), jax.random.split(key, NEAREST_STEPS))[0][0]
 
 
 @contextlib.contextmanager
