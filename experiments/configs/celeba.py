@@ -3,7 +3,7 @@
     python -m experiments.celeba --config=experiments/configs/celeba.py --config.data.dir=DIR --workdir=DIR
         64x64, three ResNet units for every hidden layer, 64 channels: for GPUs and TPUs; not yet trained to its end
     python -m experiments.celeba --config=experiments/configs/celeba.py:small --config.method=avb,vae [...]
-        37 minutes on 2 shared cores, for 20,000 faces; sliced Wasserstein distance at 32 pixels 0.062 (AVB), 0.060 (VAE)
+        an hour on a shared core, for 20,000 faces; sliced Wasserstein distance at 32 pixels 0.059 (AVB), 0.058 (VAE)
     python -m experiments.celeba --config=experiments/configs/celeba.py:smoke
         drawn faces, no files; about a minute on 2 cores, to see that everything runs: its pictures are colour noise yet, and
         faces with --config.steps=2000, under three minutes
@@ -94,7 +94,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "flip": True,
             "cache": "",
         },
-        # Location and scale of q are trained without T: with it, the colours of samples were off.
+        # Location and scale of q are trained without T: with it, codes and prior came apart, and colours were off.
         contrast={"kind": "gaussian", "moment_gradients": True, "shape_rate": 0.1},
         optimizer={"encoder_rate": 1e-4, "decoder_rate": 3e-4, "adversary_rate": 3e-4},
     )
