@@ -88,7 +88,7 @@ class Diagnostics(NamedTuple):
         if not self.pareto_k <= TAIL:
             found.append(
                 f"Pareto k is {self.pareto_k:.2f}, over {TAIL}: q's tails are too light somewhere, and neither "
-                "log_evidence nor resample is to be believed; raise steps or gaussian_share"
+                "log_evidence nor resample is to be believed; raise steps or gaussian_share, or give scale='nearest'"
             )
         if self.elbo_under_t is not None:
             excess, error = self.elbo_under_t - self.elbo_upper, np.hypot(self.elbo_error, self.elbo_under_t_error)
