@@ -194,7 +194,7 @@ def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.n
     found = {"samples": grids.tile(*samples[:2])}
     if method.encode is None:
         return found
-    found["reconstructions"] = grids.tile(*named.grid("reconstructions", method, state, data)[:2])
+    found["data above,\nreconstructions below"] = grids.tile(*named.grid("reconstructions", method, state, data)[:2])
     if method.prior.event_shape[0] == 2:
         found["latent plane"] = grids.tile(*named.grid("latent_plane", method, state, data)[:2])
         few = len(data.test) <= len(plots.COLOURS)

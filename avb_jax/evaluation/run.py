@@ -32,6 +32,7 @@ from avb_jax.types import Array, Diverged, PyTree, State, UserError
 AXIS = "devices"
 SECONDS_BETWEEN_REPORTS = 2.0
 VERSION = 4  # of kept results: raised when an estimator gives other numbers for the same settings
+COUNTED = ("images", "draws", "inner", "samples", "codes", "chains", "temperatures", "steps")  # what an estimator takes
 
 
 def evaluate(
@@ -109,7 +110,7 @@ def evaluate(
                 if several:
                     progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
                 elif not quiet:
-                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}")
+                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}{_amounts(estimator)}")
                 try:
                     found = estimator.run(subject)
                 except Diverged as error:  # no number, and the reason; the others go on
@@ -125,6 +126,12 @@ def evaluate(
     shared = [key for key in per_seed[0] if all(key in numbers for numbers in per_seed)]
     estimates = {key: combine([numbers[key] for numbers in per_seed], num_seeds is not None) for key in shared}
     return Report(name, estimates, dict.fromkeys(notes), results)
+
+
+def _amounts(estimator: Estimator) -> str:
+    """What it will take, in counts; how long that is, progress says after the first examples."""
+    counts = [f"{value:,} {field}" for field in COUNTED if isinstance(value := getattr(estimator, field, None), int)]
+    return f": {', '.join(counts)}" if counts else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,6 +153,8 @@ def test_an_estimator_of_the_user_s_own(capsys):
     np.testing.assert_allclose(few["mass", "mass"].per_example, expected[:3], rtol=1e-5)
     assert few.name == "mine"
     assert capsys.readouterr().err == ""
+    avb_jax.evaluate(game.method(), game.state(0.5), data, [MeanMass(images=3)])
+    assert "avb: mass, estimate 1 of 1: 3 images\n" in capsys.readouterr().err
 
 
 def test_several_seeds_compile_once():
