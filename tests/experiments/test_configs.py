@@ -155,6 +155,7 @@ NEEDS = {
     "hmc.chain_steps": {"method": "uivi"},
     "hmc.leapfrog_steps": {"method": "uivi"},
     "hmc.step_size": {"method": "uivi"},
+    "network.adversary_components": {"network.adversary": "joint"},
     "encoder.widths": {"encoder.kind": "semi_implicit"},
     "encoder.smallest_std": {"encoder.kind": "semi_implicit"},
     "posterior.kind": {"method": "vae"},
