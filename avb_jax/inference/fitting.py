@@ -19,7 +19,7 @@ from avb_jax.contrast import GaussianContrast
 from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
 from avb_jax.inference.checks import APART, CLOSER, DRAWS, INNER, Diagnostics, Weigher, check_finite, summarise
-from avb_jax.inference.density import ADAPTIVE, Density, LogDensityNetwork, density_method, semi_implicit_method
+from avb_jax.inference.density import ADAPTIVE, LogDensityNetwork, density_method, semi_implicit_method
 from avb_jax.inference.fitted import Fit
 from avb_jax.inference.watch import CAME_BY, Watch
 from avb_jax.method import Method
@@ -44,7 +44,6 @@ class Game(NamedTuple):
     """What is trained for a density."""
 
     method: Method
-    density: Density
     sampler: Network
     adversary: Network | None
     dim: int
@@ -137,7 +136,7 @@ def game(
             adversary_steps=adversary_steps,
         )
         adversary = as_network(adversary)
-    return Game(with_ema(made, EMA_DECAY), Density(log_density, dim), as_network(sampler), adversary, dim, size, gaussian_share)
+    return Game(with_ema(made, EMA_DECAY), as_network(sampler), adversary, dim, size, gaussian_share)
 
 
 def fit(
@@ -209,7 +208,7 @@ def fit(
         raise UserError(f"start: has shape {np.shape(start)}, and z has [{dim}]")
     if isinstance(scale, str):
         check_settings(scale=(scale, scale == "nearest", "standard deviations, or 'nearest'"))
-    elif np.shape(scale) not in ((), (dim,)) or not np.all(np.asarray(scale) > 0):
+    elif np.shape(scale) not in ((), (dim,)) or not np.all((np.asarray(scale) > 0) & np.isfinite(scale)):
         raise UserError(f"scale={scale!r}: must be a positive number, {dim} of them, or 'nearest'")
     played = game(log_density, dim, method=method, steps=steps, **settings)
     center = jnp.zeros(dim) if start is None else jnp.asarray(start, jnp.float32)
@@ -252,7 +251,8 @@ def started(played: Game, at: Array, scale: Array | Sequence[float] | float | st
     def init(key: Array, x: Array) -> State:
         state = played.method.init(key, x)
         if isinstance(scale, str):
-            mean, log_std = _nearest_gaussian(stream(key, "nearest"), played.density, at)
+            log_density = functools.partial(played.method.log_joint, state, x)
+            mean, log_std = _nearest_gaussian(stream(key, "nearest"), log_density, at)
         else:
             mean, log_std = at, jnp.broadcast_to(jnp.log(jnp.asarray(scale, jnp.float32)), at.shape)
         begun = {"mean": mean / networks.Sampler.speed, "log_std": log_std / networks.Sampler.speed}
@@ -262,15 +262,15 @@ def started(played: Game, at: Array, scale: Array | Sequence[float] | float | st
     return played.method._replace(init=init)
 
 
-def _nearest_gaussian(key: Array, density: Density, at: Array) -> tuple[Array, Array]:
-    """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO, by stochastic gradients from N(at, I)."""
+def _nearest_gaussian(key: Array, log_density: Callable[[Array], Array], at: Array) -> tuple[Array, Array]:
+    """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO for log p~(z) [N], z [N, dim]; from N(at, I)."""
     # Slopes fall by orders of magnitude on the way, and a memory of the first ones would stop it: hence b2.
     optimizer = optax.adam(optax.cosine_decay_schedule(NEAREST_RATE, NEAREST_STEPS), b1=0.5, b2=0.9)
 
     def negative_elbo(moments: tuple[Array, Array], key: Array) -> Array:
         mean, log_std = moments
         z = mean + jnp.exp(log_std) * jax.random.normal(key, (NEAREST_DRAWS, len(at)))
-        return -jnp.mean(density.log_prob(z)) - jnp.sum(log_std)
+        return -jnp.mean(log_density(z)) - jnp.sum(log_std)
 
     def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
         moments, state = carry

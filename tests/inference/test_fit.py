@@ -284,7 +284,10 @@ def test_how_wide_it_starts(scale, expected):
     """As asked; or as a density that is a Gaussian of independent dimensions, which it finds."""
     center = np.array([3.0, -40.0])
     start = center + np.array([0.5, -2.0]) if scale == "nearest" else center
-    log_density = lambda z: -0.5 * jnp.sum(jnp.square((z - center) / jnp.array([0.02, 8.0])))  # noqa: E731
+
+    def log_density(z):
+        return -0.5 * jnp.sum(jnp.square((z - center) / jnp.array([0.02, 8.0])))
+
     fit = inference.fit(log_density, 2, start=start, scale=scale, **{**TINY, "steps": 1})
     z = np.asarray(fit.sample(KEY, 2000))
     np.testing.assert_allclose(z.std(axis=0), expected, rtol=0.15)  # a network has a tenth of it, and 2,000 draws 2%
