@@ -1,8 +1,7 @@
 """Trains methods with the same decoder on the same data and budget, evaluates them alike, and writes one table and one figure.
 
-    python -m experiments.compare --suite=synthetic|digits|mnist|faces [--methods=avb_ac,vae,iaf] [--data_dir=DIR]
-        [--workdir=DIR] [--steps=N | --seconds=N] [--seeds=N] [--images=N]
-        [--estimators=exact,importance]
+    python -m experiments.compare --suite=SUITE [--methods=avb_ac,vae,iaf] [--data_dir=DIR] [--workdir=DIR]
+        [--steps=N | --seconds=N] [--seeds=N] [--images=N] [--estimators=exact,importance]
 
 An interrupted comparison continues: each run is a directory of its own in --workdir, which the other commands understand too.
 """
@@ -13,7 +12,7 @@ import pathlib
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 import avb_jax
 from avb_jax import Diverged, UserError, build
@@ -115,7 +114,7 @@ def compare(
     text = table(rows, suite)
     (folder / "table.md").write_text(text + "\n")
     workdir.write_json(folder / "results.json", rows)
-    save(folder / "figure.png", plots.comparison(panels_of))
+    save(folder / "figure.png", plots.comparison(panels_of, title=folder.name))
     print(f"\n{text}\n\nIn {folder}: table.md, results.json, figure.png, and a directory per method")
     return rows
 
@@ -211,10 +210,35 @@ def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.n
     return found
 
 
-def main(argv: list[str]) -> None:
+def listed() -> str:
+    """The suites with their entries, for `--help`."""
+    lines = ["suites, and their entries (in brackets: not by default):"]
+    for name, suite in SUITES.items():
+        entries = [*suite.methods, *(f"[{entry}]" for entry in suite.entries if entry not in suite.methods)]
+        lines += [f"  {name:15} {suite.about}", *launch.wrap(" ".join(entries), 18)]
+    return "\n".join(lines)
+
+
+def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
+    """The command's flags."""
+    flags.DEFINE_enum("suite", "synthetic", list(SUITES), "What to compare.", values)
+    flags.DEFINE_string("methods", "", "Some of the suite's entries, with commas; those without brackets by default.", values)
+    flags.DEFINE_string("data_dir", "", "Where the data is.", values)
+    flags.DEFINE_string("workdir", None, "Where the runs go; runs/compare-SUITE by default.", values)
+    for name, text, default in (
+        ("steps", "Steps of each training", "steps"),
+        ("seconds", "Seconds of each training, in the place of steps", "steps"),
+        ("seeds", "Of each method, side by side", "number"),
+        ("images", "For annealed importance sampling", "number"),
+    ):
+        flags.DEFINE_integer(name, 0, f"{text}; the suite's own {default} by default.", 0, flag_values=values)
+    flags.DEFINE_string("estimators", "", "Of experiments.evaluate, with commas; the suite's own by default.", values)
+    return values
+
+
+def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     """The command."""
     del argv
-    given = flags.FLAGS
     logging.set_verbosity(logging.FATAL)  # as `launch.start`
     launch.keep_programs()
     suite = SUITES[given.suite]
@@ -235,13 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("suite", "synthetic", list(SUITES), "What to compare.")
-    flags.DEFINE_string("methods", "", "Some of the suite's entries, with commas; see experiments/suites.py.")
-    flags.DEFINE_string("data_dir", "", "Where the data is.")
-    flags.DEFINE_string("workdir", None, "Where the runs go; runs/compare-SUITE by default.")
-    for budget, text in (("steps", "Steps of each training"), ("seconds", "Seconds of each training, in the place of steps")):
-        flags.DEFINE_integer(budget, 0, f"{text}; the suite's own steps by default.", lower_bound=0)
-    flags.DEFINE_integer("seeds", 0, "Of each method, side by side; the suite's own number by default.", lower_bound=0)
-    flags.DEFINE_integer("images", 0, "For annealed importance sampling; the suite's own number by default.", lower_bound=0)
-    flags.DEFINE_string("estimators", "", "Of experiments.evaluate, with commas; the suite's own by default.")
-    app.run(main)
+    launch.command(f"{__doc__}\n{listed()}", define, main)

@@ -1,6 +1,6 @@
 """Codes of a run's data, for whatever comes next.
 
-python -m experiments.encode --workdir=RUN [--split=test|train] [--draws=1] [--out=FILE.npz]
+    python -m experiments.encode --workdir=RUN [--split=test|train] [--draws=1] [--out=FILE.npz]
 
 Writes `z` [N, Z] ([N, draws, Z] of several draws), `mean` and `std` [N, Z] where the encoder knows q(z|x)'s, and `labels` [N]
 where the data have them. RUN may be 'last', the latest in runs/.
@@ -10,7 +10,7 @@ import pathlib
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from avb_jax import UserError
 from avb_jax.evaluation import codes
@@ -51,7 +51,7 @@ def encode(
 
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The command's flags."""
-    flags.DEFINE_string("workdir", None, launch.workdir_help("encode"), values, required=True)
+    flags.DEFINE_string("workdir", None, launch.workdir_help("encode"), values)
     flags.DEFINE_enum("split", "test", ["test", "train"], "Which examples.", values)
     flags.DEFINE_integer("draws", 1, "Of z for each.", flag_values=values)
     flags.DEFINE_string("method", "", "One of the run's methods; its first by default.", values)
@@ -74,5 +74,4 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define()
-    app.run(main)
+    launch.command(__doc__, define, main)

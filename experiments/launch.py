@@ -69,28 +69,80 @@ def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) ->
         path = config_flags.get_config_filename(values["config"]).partition(".py:")[0].removesuffix(".py")
         if not pathlib.Path(f"{path}.py").is_file():
             _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
-        if HELP & {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}:
-            print(help_text(name, values))
-            sys.exit(0)
+        if asks_for_help(argv):
+            show(help_text(name, values))
         values.config.lock()  # a config that failed to load says so when it is first used
         return arguments
     except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _fail(_one_line(error))
 
 
+def command(about: str, define: Callable[[flags.FlagValues], flags.FlagValues], main: Callable[[list[str]], None]) -> None:
+    """Parses the flags of a command that has no config, as `define` has them; calls main with what is left.
+
+    Args:
+      about: what the command does, for `--help`.
+      define: adds its flags.
+      main: of the remaining arguments.
+    """
+    app.run(main, flags_parser=functools.partial(parse_own, about, define))
+
+
+def parse_own(about: str, define: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """As `parse`, of flags that `define(values)` adds."""
+    others = set(values)
+    define(values)
+    try:
+        if asks_for_help(argv):
+            show("\n".join([about.strip(), "", *flag_lines(values, [flag for flag in values if flag not in others])]))
+        return values(argv)
+    except flags.Error as error:
+        _fail(_one_line(error))
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether it is among the arguments."""
+    return any(argument.startswith("-") and argument.lstrip("-") in HELP for argument in argv[1:])
+
+
+def show(text: str) -> None:
+    """Prints the help and ends the program; a reader that closes the pipe early is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os._exit(0)  # at exit the interpreter would try to write the rest again
+    sys.exit(0)
+
+
+def flag_lines(values: flags.FlagValues, names: Sequence[str]) -> list[str]:
+    """The flags, a paragraph each: what it is, and its default where it has one."""
+    lines = ["flags:"]
+    for name in names:
+        about, default = values[name].help, values[name].default
+        about = about.replace("|", ", ") if about.startswith("<") else about  # one of several values: room for line breaks
+        text = about + (f" (default: {default})" if default and isinstance(default, str | int) else "")
+        first, *others = wrap(text, 20)
+        lines += [f"  --{name:15} {first.strip()}", *others]
+    return lines
+
+
+def wrap(text: str, indent: int) -> list[str]:
+    """Its lines, indented, as wide as the terminal and at least 100 characters."""
+    margin, columns = " " * indent, max(100, shutil.get_terminal_size().columns)
+    return textwrap.wrap(text, columns, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+
+
 def help_text(name: str, values: flags.FlagValues) -> str:
     """What `--help` prints: what the command does, its flags, its configs, and every field with its value and a sentence."""
     about, module = (importlib.import_module(f"experiments.{where}{name}") for where in ("", "configs."))
-    own = [flag for flag in ("config", *FLAGS) if flag in values]
-    lines = [about.__doc__.strip(), "", "flags:"]
-    lines += [f"  --{flag:18}{values[flag].help}" for flag in own]
+    lines = [about.__doc__.strip(), "", *flag_lines(values, [flag for flag in ("config", *FLAGS) if flag in values])]
     lines += ["", "configs:", *(f"  {line}".rstrip() for line in inspect.getdoc(module).splitlines()), ""]
     lines += [f"fields of this config, with their values: --config.{'FIELD=VALUE'} changes one"]
     texts, values_of = fields.texts(getattr(module, "FIELDS", None)), dict(flat(values.config))
     width = 2 + max(len(f"{field}={value}") for field, value in values_of.items() if len(str(value)) < 30)
     for field, value in values_of.items():
-        line = f"  {f'{field}={value}':{width}}{texts.get(field, '')}"
-        lines += textwrap.wrap(line, max(100, shutil.get_terminal_size().columns), subsequent_indent=" " * (width + 2))
+        first, *others = wrap(texts.get(field, "") or "-", width + 2)
+        lines += [f"  {f'{field}={value}':{width}}{first.strip()}", *others]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run, or several runs side by side: config, curves, figures, numbers.
 
-python -m experiments.report --workdir=RUN[,RUN ...] [--out=FILE.html]
+    python -m experiments.report --workdir=RUN[,RUN ...] [--out=FILE.html]
 
 RUN may be 'last', the latest in runs/. The page needs no other file and no network.
 """
@@ -12,7 +12,7 @@ import json
 import pathlib
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
@@ -195,7 +195,7 @@ def _flat(config: dict, prefix: str = ""):
 
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The command's flags."""
-    flags.DEFINE_list("workdir", None, "The runs' directories, with commas; last: the latest of runs/.", values, required=True)
+    flags.DEFINE_list("workdir", None, "The runs' directories, with commas; last: the latest of runs/.", values)
     flags.DEFINE_string("out", "", "Where to write; RUN/report.html of the first run by default.", values)
     return values
 
@@ -204,7 +204,7 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     """The command."""
     logging.set_verbosity(logging.WARNING)
     with launch.errors_in_one_line():
-        runs = [launch.folder_of("report", "", run) for run in [*given.workdir, *argv[1:]]]
+        runs = [launch.folder_of("report", "", run) for run in [*(given.workdir or []), *argv[1:]] or [None]]
         path = pathlib.Path(given.out) if given.out else runs[0] / "report.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(runs))
@@ -212,5 +212,4 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define()
-    app.run(main)
+    launch.command(__doc__, define, main)

@@ -1,8 +1,7 @@
 """Figures of any run, or as many samples as you like as files.
 
-python -m experiments.sample --workdir=RUN [--figure=samples|reconstructions|interpolation|spherical|traversals|neighbours|
-    latent_plane|codes|conditional|inpainting] [--out=PNG]
-python -m experiments.sample --workdir=RUN --count=N [--out=FOLDER|FILE.npz]
+    python -m experiments.sample --workdir=RUN --figure=FIGURE [--out=PNG]
+    python -m experiments.sample --workdir=RUN --count=N [--out=FOLDER|FILE.npz]
 
 RUN may be 'last', the latest in runs/.
 """
@@ -11,7 +10,7 @@ import pathlib
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from PIL import Image
 
 from avb_jax import State, UserError, build, figures
@@ -40,7 +39,7 @@ def draw(
     """
     found, state = of_run(run, method, data_dir, step)
     path = path or run / "figures" / f"{found.name}_{figure}.png"
-    return figures.save(path, figures.draw(figure, found.method, state, found.data, seed, found.name))
+    return figures.save(path, figures.draw(figure, found.method, state, found.data, seed, f"{run.name}, {found.name}"))
 
 
 def of_run(run: pathlib.Path, method: str = "", data_dir: str = "", step: int | str | None = None) -> tuple[build.Run, State]:
@@ -93,9 +92,9 @@ def write(
 
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The command's flags."""
+    flags.DEFINE_string("workdir", None, launch.workdir_help("sample"), values)
     flags.DEFINE_enum("figure", "samples", list(figures.FIGURES), "What to draw.", values)
     flags.DEFINE_integer("count", 0, "How many samples to write as files, in the place of a figure.", flag_values=values)
-    flags.DEFINE_string("workdir", None, launch.workdir_help("sample"), values, required=True)
     flags.DEFINE_string("method", "", "One of the run's methods; its first by default.", values)
     flags.DEFINE_string("out", "", "Where to write; in the run's directory by default.", values)
     flags.DEFINE_string(
@@ -119,5 +118,4 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define()
-    app.run(main)
+    launch.command(__doc__, define, main)

@@ -63,7 +63,7 @@ def grid(figure: str, method: Method, state: State, data: Dataset, seed: int = 0
 def draw(
     figure: str, method: Method, state: State, data: Dataset, seed: int = 0, name: str = ""
 ) -> Image.Image | matplotlib.figure.Figure:
-    """One of `FIGURES` as a picture, with a title of the method's `name` and the step; small images are enlarged.
+    """One of `FIGURES` as a picture; small images are enlarged. Its title is `name`, by default the method's, and the step.
 
     Raises:
       UserError: as `grid`.
@@ -106,7 +106,8 @@ class Pictures(Callback):
         for figure in self._figures:
             if lacks(figure, run.method) or (figure == "codes" and lacks("latent_plane", run.method)):
                 continue
-            picture = draw(figure, run.method, run.per_seed(state)[0], run.data, name=run.name)
+            of_run = run.name if run.workdir is None else f"{run.workdir.name}, {run.name}"
+            picture = draw(figure, run.method, run.per_seed(state)[0], run.data, name=of_run)
             path = save(self._folder / f"{run.name}_{figure}_{step:06}.png", picture)
             run.show(step, figure, path)
             if figure in MOVING and step >= run.steps:

@@ -2,6 +2,8 @@
 
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from absl import flags
 import avb_jax
 from avb_jax import UserError, build, families, networks
 from avb_jax.methods import update
-from experiments import launch
+from experiments import compare, launch, suites
 from experiments.configs.fields import texts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -412,6 +414,38 @@ def test_help_explains_every_field(name, capsys):
         (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{field}="))
         assert f"{field}={value}" in line
         assert len(line.split(None, 1)) == 2, f"{field} has no sentence"
+
+
+@pytest.mark.parametrize("name", ["sample", "encode", "report", "compare"])
+def test_help_of_the_commands_without_a_config(name, capsys):
+    """How it is called, and every flag with a sentence."""
+    module, values = importlib.import_module(f"experiments.{name}"), flags.FlagValues()
+    with pytest.raises(SystemExit) as ended:
+        launch.parse_own(module.__doc__, module.define, [name, "--help"], values)
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"python -m experiments.{name} --" in shown
+    for flag in values:
+        (line,) = (line for line in shown.splitlines() if line.startswith(f"  --{flag} "))
+        assert len(line.split(None, 1)) == 2, f"{flag} has no sentence"
+    with pytest.raises(SystemExit) as ended:
+        launch.parse_own(module.__doc__, module.define, [name, "--bogus=1"], flags.FlagValues())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: Unknown command line flag 'bogus'\n"
+
+
+def test_help_lists_what_can_be_compared():
+    shown = compare.listed().split()
+    for name, suite in suites.SUITES.items():
+        assert name in shown
+        for entry in suite.entries:
+            assert (entry if entry in suite.methods else f"[{entry}]") in shown
+
+
+def test_help_into_a_pipe_that_closes_is_no_error():
+    command = f"{sys.executable} -m experiments.sample --help | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def test_every_sentence_is_of_a_field():
