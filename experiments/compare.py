@@ -107,10 +107,11 @@ def compare(
         if suite.paired in report:
             per_example[name] = report[suite.paired].per_example
         panels_of[name] = panels(run.method, of_seed(state, 0), run.data)
-    reference = per_example.get(suite.reference)
     for name, values in per_example.items():
-        if reference is not None and name != suite.reference and values.shape == reference.shape:
-            rows[name]["difference"] = difference_json(paired_difference(values, reference))
+        against = suite.entries[name].reference or suite.reference
+        reference = per_example.get(against)
+        if reference is not None and name != against and values.shape == reference.shape:
+            rows[name] |= {"difference": difference_json(paired_difference(values, reference)), "reference": against}
     text = table(rows, suite)
     (folder / "table.md").write_text(text + "\n")
     workdir.write_json(folder / "results.json", rows)
@@ -160,8 +161,9 @@ def difference_json(difference: Estimate) -> dict:
 def table(rows: dict[str, dict], suite: Suite) -> str:
     """The comparison in Markdown; a dash where a method has no such number, and below why one is not finite."""
     columns = {quantity: title for quantity, title in suite.columns.items() if any(quantity in row for row in rows.values())}
-    if any("difference" in row for row in rows.values()):
-        columns = {**columns, "difference": f"log p(x) above {suite.reference}'s, paired"}
+    references = list(dict.fromkeys(row["reference"] for row in rows.values() if "reference" in row))
+    if references:
+        columns = {**columns, "difference": f"log p(x) above {' or '.join(references)}'s, paired"}
     published = any(row["published"] is not None for row in rows.values())
     titles = ["", *columns.values(), *(["published"] if published else []), "steps", "minutes"]
     lines, reasons = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)], []
@@ -169,7 +171,8 @@ def table(rows: dict[str, dict], suite: Suite) -> str:
         cells = [name + (" (diverged)" if "diverged" in row else "")]
         for quantity in columns:
             under_t = " (under T)" if quantity in ("elbo", "kl") and row.get("under_t") else ""
-            cells.append(_cell(row[quantity], quantity == "difference") + under_t if quantity in row else "-")
+            against = f"{row['reference']}: " if quantity == "difference" and quantity in row and len(references) > 1 else ""
+            cells.append(against + _cell(row[quantity], quantity == "difference") + under_t if quantity in row else "-")
             if "reason" in row.get(quantity, {}):
                 reasons.append(f"- {name}, {columns[quantity]}: {row[quantity]['reason']}")
         cells += [f"{row['published']:.1f}" if row["published"] is not None else ""] if published else []

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import venv
 import zipfile
 
@@ -73,8 +74,20 @@ def test_links_inside_the_documentation_lead_somewhere():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not installed("sphinx", "myst_nb", "furo", "sphinx_copybutton"), reason="the extra docs is not installed")
+def test_links_out_of_the_documentation_lead_somewhere(tmp_path):
+    try:
+        urllib.request.urlopen("https://arxiv.org/abs/1701.04722", timeout=10).close()
+    except OSError as error:
+        pytest.skip(f"no network: {error}")
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "linkcheck", str(ROOT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("build"), reason="build is not installed")
-def test_the_wheel_runs_in_an_empty_environment(tmp_path):
+def test_wheel_and_sdist_run_in_an_empty_environment(tmp_path):
     """Wheel and sdist have what they should; the README's own model trains with nothing else installed."""
     subprocess.run([sys.executable, "-m", "build", "-q", "--outdir", tmp_path, ROOT], check=True)
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
@@ -86,12 +99,13 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path):
         assert any(name.endswith("/LICENSE") for name in archive.getnames())
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
     example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
     (tmp_path / "example.py").write_text(example + "\nprint(images.shape, avb_jax.__version__)\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([python, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.endswith(f"(16, 16) {avb_jax.__version__}\n"), done.stderr
+    for package, options in ((wheel, ()), (sdist, ("--force-reinstall", "--no-deps"))):
+        subprocess.run([python, "-m", "pip", "install", "-q", *options, package], check=True)
+        done = subprocess.run([python, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout.endswith(f"(16, 16) {avb_jax.__version__}\n"), done.stderr
     found = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True).stdout
     there = {package["name"].lower() for package in json.loads(found)}
     assert not there & {"scikit-learn", "tensorboardx", "array-record", "tensorflow", "torch"}

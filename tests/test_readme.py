@@ -24,7 +24,9 @@ def short(monkeypatch):
 def test_the_examples_of_the_readme(tmp_path, monkeypatch):
     names = {}
     monkeypatch.chdir(tmp_path)
-    for example in re.findall(r"```python\n(.*?)```", README.read_text(), re.S):
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    for example, most in zip(examples, (25, 10), strict=True):  # a model of one's own, a density of one's own
+        assert sum(bool(line.strip()) for line in example.splitlines()) <= most
         exec(compile(example, str(README), "exec"), names)
     for array, shape in (("images", (16, 16)), ("draws", (1000, 2))):
         assert names[array].shape == shape

@@ -109,8 +109,9 @@ def evaluate(
             for i, estimator in enumerate(estimators):
                 if several:
                     progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
-                elif not quiet:
-                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}{_amounts(estimator)}")
+                if not quiet and s == 0:
+                    each = f", for each of {num_seeds} seeds" if several else ""
+                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}{_amounts(estimator)}{each}")
                 try:
                     found = estimator.run(subject)
                 except Diverged as error:  # no number, and the reason; the others go on

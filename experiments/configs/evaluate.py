@@ -1,7 +1,11 @@
 """How `python -m experiments.evaluate --workdir=RUN` evaluates a run, of whatever experiment and method.
 
-With these settings, one method and one seed of the MNIST config take about 40 minutes on 2 cores, a third of it for `ais`, of
-which benchmarks/ais.py measures the cost. An estimator's `images` counts test images, from the first; None is all of them.
+Variants, with the time for one method and one seed of the MNIST config on 2 cores:
+
+    ''     about 40 minutes, a third of it for `ais`, of which benchmarks/ais.py measures the cost
+    quick  QUICK: every estimator, at the least cost, to look at a run and not to report it
+
+An estimator's `images` counts test images, from the first; None is all of them.
 """
 
 import ml_collections

@@ -157,7 +157,7 @@ def test_an_estimator_of_the_user_s_own(capsys):
     assert "avb: mass, estimate 1 of 1: 3 images\n" in capsys.readouterr().err
 
 
-def test_several_seeds_compile_once():
+def test_several_seeds_compile_once(capsys):
     """Each with its own state and randomness, and one program for all."""
     offsets = jnp.array([0.0, 1.0, 5.0])
     states = jax.vmap(lambda offset: game.state()._replace(params=game.state(offset).params))(offsets)
@@ -175,6 +175,8 @@ def test_several_seeds_compile_once():
     assert len(np.unique(noise.per_example)) == 24
     np.testing.assert_array_equal(noise.per_example[0], one["noise", "mass"].per_example)
     assert len(report.results) == 3
+    evaluate(game.method(), states, game.points(8), [MeanMass(images=2)], num_seeds=3)
+    assert capsys.readouterr().err.count("avb: mass, estimate 1 of 1: 2 images, for each of 3 seeds\n") == 1
 
 
 @pytest.fixture

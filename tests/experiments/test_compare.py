@@ -114,7 +114,8 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(compare.evaluate, "load", load)
     monkeypatch.setattr(compare, "panels", lambda *run: {"samples": np.zeros((4, 4))})
     monkeypatch.setattr(compare, "of_seed", lambda state, index: state)
-    suite, estimators = digits()._replace(main=main), ("ais", "optimality")
+    suite, estimators = digits()._replace(main=main, reference="gan"), ("ais", "optimality")
+    suite.entries["avb"] = suite.entries["avb"]._replace(reference="vae")  # which goes before the suite's
     rows = compare.compare(
         suite, tmp_path, ["avb", "vae", "gan"], data_dir="data", steps=70, seeds=3, images=4, estimators=estimators
     )
@@ -192,7 +193,7 @@ def test_the_table():
         "vae": {**row, "under_t": False, "minutes": float("nan")},
     }
     rows["avb"]["elbo"] = {"mean": -1234.56, "standard_error": 0.26, "examples_standard_error": 2.0}
-    rows["avb"]["difference"] = {"mean": 0.1234, "standard_error": 0.0126}
+    rows["avb"] |= {"difference": {"mean": 0.1234, "standard_error": 0.0126}, "reference": "vae"}
     rows["vae"]["elbo"] = {"mean": -123.456, "standard_error": None, "examples_standard_error": 0.126}
     rows["vae"]["reconstruction_rmse_pixels"] = {"mean": 9.8765, "standard_error": None}
     lines = compare.table(rows, suites.SUITES["mnist"]).splitlines()
@@ -218,6 +219,10 @@ def test_the_table():
         "3.1",
     ]
     assert vae == ["vae", "-123.46 ± 0.13", "-", "9.877", "-", "", "12,000", ""]
+    rows["vae"] |= {"difference": {"mean": -1.0, "standard_error": 0.5}, "reference": "vae8"}
+    text = compare.table(rows, suites.SUITES["mnist"])
+    for part in ("log p(x) above vae or vae8's, paired", "| vae: +0.123 ± 0.013 |", "| vae8: -1.000 ± 0.500 |"):
+        assert part in text
 
 
 def test_slips(tmp_path):

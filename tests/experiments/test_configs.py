@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -414,6 +415,16 @@ def test_help_explains_every_field(name, capsys):
         (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{field}="))
         assert f"{field}={value}" in line
         assert len(line.split(None, 1)) == 2, f"{field} has no sentence"
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "evaluate", "eight_schools"])
+def test_every_variant_is_explained(name):
+    """In the config's docstring, which `--help` prints: what it is, and how long it takes."""
+    module = importlib.import_module(f"experiments.configs.{name}")
+    entries = re.findall(r"^    ('{2}|\w+)  +(.*(?:\n {8,}.*)*)", module.__doc__, re.M)
+    assert sorted(variant.strip("'") for variant, _ in entries) == sorted(module.VARIANTS)
+    for variant, text in entries:
+        assert re.search("minute|second", text), variant
 
 
 @pytest.mark.parametrize("name", ["sample", "encode", "report", "compare"])
