@@ -1,12 +1,15 @@
 """Sphinx's settings: `sphinx-build -W docs build/docs`."""
 
+import importlib
 import pathlib
 import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from avb_jax import __version__
-from experiments.configs.fields import OTHERS, TRAINING
+from experiments.configs import eight_schools, evaluate
+from experiments.configs.fields import OTHERS, TRAINING, texts
+from experiments.launch import flat
 
 project, author, release = "avb_jax", "the avb_jax authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx", "sphinx_copybutton"]
@@ -20,23 +23,38 @@ suppress_warnings = ["myst.header"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True
+TRAINED = ("synthetic", "mnist", "celeba")  # experiments that train players on a data set
 intersphinx_mapping = {}
 nitpicky = False
 
 
 def _fields_page(app):
-    """The page of a config's fields, from the config."""
+    """The page of the configs' fields, from the configs."""
+    trained = {name: dict(flat(importlib.import_module(f"experiments.configs.{name}").get_config())) for name in TRAINED}
+
+    def default(name: str) -> str:
+        common = TRAINING[name].default if name in TRAINING else None
+        others = {experiment: of[name] for experiment, of in trained.items() if name in of and of[name] != common}
+        shown = [f"`{common!r}`"] if name in TRAINING else []
+        return "; ".join(shown + [f"{experiment} `{value!r}`" for experiment, value in others.items()])
+
+    parts = {
+        "of a training": {name: (default(name), text) for name, text in sorted({**OTHERS, **texts()}.items())},
+        **{
+            f"of `experiments.{name}`": {field: (f"`{given.default!r}`", given.text) for field, given in module.FIELDS.items()}
+            for name, module in {"evaluate": evaluate, "eight_schools": eight_schools}.items()
+        },
+    }
     lines = [
         "# Fields of a config\n",
-        "Every training's config has these; `--config.FIELD=VALUE` changes one. `--help` prints an experiment's own values.\n",
-        "| field | default | |",
-        "| --- | --- | --- |",
+        "`--config.FIELD=VALUE` changes one, and `--help` prints a command's own values. The first table has the fields of",
+        "every training's config, each with its default and what an experiment has in its place, and those of some alone.\n",
     ]
-    rows = [(name, f"`{field.default!r}`", field.text) for name, field in TRAINING.items()]
-    rows += [(name, "the experiment's", text) for name, text in OTHERS.items()]
-    for name, default, text in sorted(rows):
-        lines.append(f"| `{name}` | {default} | {text.replace('|', chr(92) + '|')} |")
-    pathlib.Path(__file__).with_name("guides").joinpath("fields.md").write_text("\n".join(lines) + "\n")
+    for title, rows in parts.items():
+        lines += [f"## Fields {title}\n", "| field | default | |", "| --- | --- | --- |"]
+        lines += [f"| `{name}` | {given} | {text.replace('|', chr(92) + '|')} |" for name, (given, text) in rows.items()]
+        lines.append("")
+    pathlib.Path(__file__).with_name("guides").joinpath("fields.md").write_text("\n".join(lines))
 
 
 def _plain(app, what, name, obj, options, lines):

@@ -3,7 +3,8 @@
     python -m experiments.compare --suite=SUITE [--methods=avb_ac,vae,iaf] [--data_dir=DIR] [--workdir=DIR]
         [--steps=N | --seconds=N] [--seeds=N] [--images=N] [--estimators=exact,importance]
 
-An interrupted comparison continues: each run is a directory of its own in --workdir, which the other commands understand too.
+An interrupted comparison continues with --workdir=last. Each run is a directory of its own in --workdir, which the other
+commands understand, too.
 """
 
 import json
@@ -227,7 +228,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     flags.DEFINE_enum("suite", "synthetic", list(SUITES), "What to compare.", values)
     flags.DEFINE_string("methods", "", "Some of the suite's entries, with commas; those without brackets by default.", values)
     flags.DEFINE_string("data_dir", "", "Where the data is.", values)
-    flags.DEFINE_string("workdir", None, "Where the runs go; runs/compare-SUITE by default.", values)
+    flags.DEFINE_string("workdir", None, launch.workdir_help("compare"), values)
     for name, text, default in (
         ("steps", "Steps of each training", "steps"),
         ("seconds", "Seconds of each training, in the place of steps", "steps"),
@@ -246,19 +247,20 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     launch.keep_programs()
     suite = SUITES[given.suite]
     names = [name.strip() for name in given.methods.split(",")] if given.methods else list(suite.methods)
-    folder = pathlib.Path(given.workdir or f"runs/compare-{given.suite}")
     with launch.errors_in_one_line():
-        compare(
-            suite,
-            folder,
-            names,
-            data_dir=given.data_dir,
-            steps=given.steps,
-            seconds=given.seconds,
-            seeds=given.seeds,
-            images=given.images,
-            estimators=tuple(name.strip() for name in given.estimators.split(",") if name.strip()),
-        )
+        folder = launch.folder_of("compare", given.suite, given.workdir)
+        with launch.errors_in_one_line("" if given.workdir else f"; --workdir={folder} goes on with it"):
+            compare(
+                suite,
+                folder,
+                names,
+                data_dir=given.data_dir,
+                steps=given.steps,
+                seconds=given.seconds,
+                seeds=given.seeds,
+                images=given.images,
+                estimators=tuple(name.strip() for name in given.estimators.split(",") if name.strip()),
+            )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m experiments.evaluate --workdir=RUN [--config=experiments/configs/evalu
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -79,6 +80,7 @@ def main(options: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
         for what in chosen or ():
             if what not in apply:
                 raise UserError(f"estimators={what!r}: {name} {all_of_them[what].lacks(run.method)}")
+        print(f"{name}: {', '.join(chosen or apply)}", file=sys.stderr)
         reports = []
         for what in chosen or apply:
             try:

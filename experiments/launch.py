@@ -178,8 +178,9 @@ def workdir_help(name: str) -> str:
     """What `--workdir` is, for a command."""
     if name in READERS:
         return "The run's directory; last: the latest of runs/."
+    variant = "-SUITE" if name == "compare" else "[-variant]"
     return (
-        f"The run's directory, where there is one to go on with; runs/{name}[-variant]-DATE-TIME by default; last: the latest."
+        f"The run's directory, where there is one to go on with; runs/{name}{variant}-DATE-TIME by default; last: the latest."
     )
 
 
@@ -191,10 +192,13 @@ def folder_of(name: str, variant: str, given: str | None) -> pathlib.Path:
     """
     stem = "-".join(part for part in (name, variant) if part)
     if given == "last":
-        found = pathlib.Path("runs").glob("*/config.json" if name in READERS else f"{stem}-[0-9]*/config.json")
+        inside = "*/" * (name == "compare")  # which is a directory of runs
+        patterns = ("*/config.json", "compare-*/*/config.json") if name in READERS else (f"{stem}-[0-9]*/{inside}config.json",)
+        found = [path for pattern in patterns for path in pathlib.Path("runs").glob(pattern)]
         if latest := max(found, key=lambda path: path.stat().st_mtime, default=None):
-            print(f"--workdir={latest.parent}", file=sys.stderr)
-            return latest.parent
+            folder = latest.parents[1 if inside else 0]
+            print(f"--workdir={folder}", file=sys.stderr)
+            return folder
         raise UserError(
             f"--workdir=last: no run{'' if name in READERS else f' of {stem}'} in {pathlib.Path('runs').absolute()}"
         )

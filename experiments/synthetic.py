@@ -28,7 +28,7 @@ from avb_jax.evaluation import (
 from avb_jax.evaluation.estimator import mean
 from avb_jax.evaluation.moments import Draws
 from avb_jax.evaluation.samples import draw_samples
-from avb_jax.figures import plots, save
+from avb_jax.figures import Pictures, plots, save
 from avb_jax.method import prior_at
 from avb_jax.streams import stream
 from avb_jax.training import workdir
@@ -72,7 +72,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     launch.check(config, folder)
     results, codes = {}, {}
     for name, method in methods.items():
-        state = launch.train(config, folder, method, points)
+        state = launch.train(config, folder, method, points, [Pictures(folder / "figures", ("codes",))])
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         total = config.evaluation.samples
         estimators = [

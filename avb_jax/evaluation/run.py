@@ -104,14 +104,15 @@ def evaluate(
     with contextlib.closing(progress):
         for s in range(num_seeds or 1):
             one = state if num_seeds is None else of_seed(state, s)
-            subject = Subject(name, method, one, data, s, seed, folder, quiet or several, notes, {}, compiled)
+            subject = Subject(name, method, one, data, s, seed, folder, quiet, notes, {}, compiled, several)
             numbers = {}
             for i, estimator in enumerate(estimators):
                 if several:
                     progress.update(s * len(estimators) + i, f"seed {s}, {estimator.name}")
                 if not quiet and s == 0:
                     each = f", for each of {num_seeds} seeds" if several else ""
-                    progress.note(f"{name}: {estimator.name}, estimate {i + 1} of {len(estimators)}{_amounts(estimator)}{each}")
+                    which = f", estimate {i + 1} of {len(estimators)}" if len(estimators) > 1 else ""
+                    progress.note(f"{name}: {estimator.name}{which}{_amounts(estimator, data)}{each}")
                 try:
                     found = estimator.run(subject)
                 except Diverged as error:  # no number, and the reason; the others go on
@@ -129,9 +130,12 @@ def evaluate(
     return Report(name, estimates, dict.fromkeys(notes), results)
 
 
-def _amounts(estimator: Estimator) -> str:
+def _amounts(estimator: Estimator, data: Dataset) -> str:
     """What it will take, in counts; how long that is, progress says after the first examples."""
-    counts = [f"{value:,} {field}" for field in COUNTED if isinstance(value := getattr(estimator, field, None), int)]
+    found = {field: getattr(estimator, field) for field in COUNTED if hasattr(estimator, field)}
+    if found.get("images", 0) is None:
+        found["images"] = len(data.test)
+    counts = [f"{value:,} {field}" for field, value in found.items() if isinstance(value, int)]
     return f": {', '.join(counts)}" if counts else ""
 
 
@@ -150,6 +154,7 @@ class Subject:
     notes: list  # lines for the reader, added to
     results: dict  # by estimator, what it found per example, added to
     compiled: dict  # what the seeds share
+    several: bool = False  # seeds; of what ends with one call, progress is then theirs
 
     def note(self, text: str) -> None:
         """Adds a line for the reader."""
@@ -216,8 +221,9 @@ class Subject:
         ignored = ("images", "chunk", "kept")  # they change which results there are, not the results
         settings = {k: v for k, v in dataclasses.asdict(estimator).items() if k not in ignored}
         folder = self.keep(kept, {**settings, "fields": like._fields})  # a version that knows fewer left other files
-        label = f"{self.name} {kept}"
-        found = by_blocks(label, of, like, count, block, folder, estimator.describe, self.quiet)
+        label = f"{self.name} {kept}" + f" of seed {self.index}" * self.several
+        quiet = self.quiet or (self.several and count <= block)
+        found = by_blocks(label, of, like, count, block, folder, estimator.describe, quiet)
         self.results[kept] = found
         return found
 

@@ -80,18 +80,24 @@ def draw(
 def codes(key: Array, method: Method, state: State, data: Dataset, title: str) -> matplotlib.figure.Figure:
     """A code of each test example, coloured by its class where that is known; of more than two latents, two directions.
 
-    These are the codes' first two principal components.
+    These are the codes' first two principal components. Of a few examples there are many codes each, and a colour for each.
     """
     count = min(CODES, len(data.test))
+    few = count <= len(plots.COLOURS)
     x = to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(data.test[:count]), data.binarize)
-    z = np.asarray(jax.jit(method.encode)(key, state, x).z)
+    draws = CODES // count if few else 1
+    z = np.concatenate(jax.jit(method.encode, static_argnums=3)(key, state, x, draws).z)  # [draws * count, Z]
     names = ("$z_1$", "$z_2$")
     if z.shape[1] != 2:
         centred = z - z.mean(axis=0)
         directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
         z, names = centred @ np.pad(directions, ((0, 2 - len(directions)), (0, 0))).T, ("first component", "second component")
-    labels = None if data.test_labels is None else np.asarray(data.test_labels[:count])
-    return plots.codes(z, labels, f"{title}: codes of {count:,} test examples", names)
+    if few:
+        labels, caption = np.tile(np.arange(1, count + 1), draws), f"{draws:,} codes of each of {count} test examples"
+    else:
+        labels = None if data.test_labels is None else np.asarray(data.test_labels[:count])
+        caption = f"codes of {count:,} test examples"
+    return plots.codes(z, labels, f"{title}: {caption}", names)
 
 
 class Pictures(Callback):

@@ -1,1 +1,1 @@
-"""One page per experiment; what the fields mean is said once, in `common`."""
+"""One page per experiment; what the fields mean is said once, in `fields`."""

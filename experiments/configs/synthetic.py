@@ -22,7 +22,7 @@ VARIANTS = {
         "steps": 16_000,
         "num_seeds": 8,
         "log_every": 500,
-        "checkpoint_every": 4000,
+        "checkpoint_every": 1000,
         "evaluation.samples": 100_000,
     },
     # A sampler whose ELBO has bounds that take nothing from T.
@@ -66,6 +66,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         noise_dim=4,
         adversary_steps=3,
         log_every=250,
+        checkpoint_every=250,
         data={"name": "four_points"},
         optimizer={"encoder_rate": 2e-3, "decoder_rate": 8e-3, "adversary_rate": 4e-3},
     )

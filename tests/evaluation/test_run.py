@@ -154,7 +154,9 @@ def test_an_estimator_of_the_user_s_own(capsys):
     assert few.name == "mine"
     assert capsys.readouterr().err == ""
     avb_jax.evaluate(game.method(), game.state(0.5), data, [MeanMass(images=3)])
-    assert "avb: mass, estimate 1 of 1: 3 images\n" in capsys.readouterr().err
+    assert "avb: mass: 3 images\n" in capsys.readouterr().err
+    avb_jax.evaluate(game.method(), game.state(0.5), data, [ELBO(draws=2)])
+    assert "avb: elbo: 7 images, 2 draws\n" in capsys.readouterr().err  # all of them
 
 
 def test_several_seeds_compile_once(capsys):
@@ -176,7 +178,11 @@ def test_several_seeds_compile_once(capsys):
     np.testing.assert_array_equal(noise.per_example[0], one["noise", "mass"].per_example)
     assert len(report.results) == 3
     evaluate(game.method(), states, game.points(8), [MeanMass(images=2)], num_seeds=3)
-    assert capsys.readouterr().err.count("avb: mass, estimate 1 of 1: 2 images, for each of 3 seeds\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.count("avb: mass: 2 images, for each of 3 seeds\n") == 1
+    assert "of seed" not in shown  # each is one call
+    evaluate(game.method(), states, game.points(8), [MeanMass(chunk=3)], num_seeds=3)
+    assert "avb mass of seed 2 example 8/8" in capsys.readouterr().err
 
 
 @pytest.fixture
