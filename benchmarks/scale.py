@@ -69,11 +69,12 @@ def main(argv: list[str]) -> None:
     if OUT.value:
         figure, axes = plt.subplots(1, len(curves), figsize=(2.6 * len(curves), 2.8), layout="constrained")
         for axis, (name, curve) in zip(axes, curves.items(), strict=True):
-            axis.loglog(list(curve), list(curve.values()), "o-")
+            axis.semilogx(list(curve), list(curve.values()), "o-")
             axis.set_xticks(list(curve), [str(value) for value in curve])
             axis.minorticks_off()
             axis.set_title(name)
-            axis.set_ylim(0.5 * min(curve.values()), 2 * max(curve.values()))
+            axis.set_ylim(0, 1.1 * max(curve.values()))
+            axis.yaxis.set_major_formatter("{x:,.0f}")
         axes[0].set_ylabel("microseconds per example")
         figure.savefig(OUT.value, dpi=110)
 

@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 import re
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -16,6 +17,10 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 html_theme = "furo"
 html_title = f"avb_jax {release}"
 exclude_patterns = ["launch"]
+# The notebooks are pages, too: Sphinx reads what lies below docs/.
+shutil.copytree(
+    pathlib.Path(__file__).parents[1] / "notebooks", pathlib.Path(__file__).with_name("notebooks"), dirs_exist_ok=True
+)
 nb_execution_mode = "off"  # the tests run the notebooks, at tiny size
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -54,7 +59,7 @@ def _fields_page(app):
         lines += [f"## Fields {title}\n", "| field | default | |", "| --- | --- | --- |"]
         lines += [f"| `{name}` | {given} | {text.replace('|', chr(92) + '|')} |" for name, (given, text) in rows.items()]
         lines.append("")
-    pathlib.Path(__file__).with_name("guides").joinpath("fields.md").write_text("\n".join(lines))
+    (DOCS / "guides" / "fields.md").write_text("\n".join(lines))
 
 
 def _plain(app, what, name, obj, options, lines):

@@ -189,7 +189,7 @@ def _cell(number: dict, signed: bool = False) -> str:
     return cell(Estimate(mean, errors[0], [], None, errors[1], None, "", None), signed)
 
 
-def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | list[np.ndarray]]:
+def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
     """What the figure shows of a method, by title: grids of images [H, W, ...], or codes [N, 2] by data point or class."""
     samples = named.grid("samples", method, state, data)
     if max(data.x_shape) <= TINY:  # fewer of them, or nobody can see any
@@ -205,12 +205,12 @@ def panels(method: avb_jax.Method, state: avb_jax.State, data) -> dict[str, np.n
         key, x = stream(jax.random.key(0), "panels"), data.prepare(stream(jax.random.key(0), "pixels"), test)
         z = np.asarray(method.encode(key, state, x, CODES_SHOWN if few else 1).z)  # [draws, examples, 2]
         if few:
-            found["latent space"] = list(z.swapaxes(0, 1))
+            found["latent space"] = {f"point {i + 1}": codes for i, codes in enumerate(z.swapaxes(0, 1))}
         elif data.test_labels is None:
-            found["latent space"] = [z[0]]
+            found["latent space"] = {"": z[0]}
         else:
             labels = data.test_labels[: len(test)]
-            found["latent space"] = [z[0][labels == label] for label in np.unique(labels)]
+            found["latent space"] = {str(label): z[0][labels == label] for label in np.unique(labels)}
     return found
 
 

@@ -62,7 +62,7 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert fields.read_text() == before, "docs/guides/fields.md was not up to date with experiments/configs/fields.py"
-    for page in ("index", "api/methods", "results/two_latents", "guides/fields", "changelog"):
+    for page in ("index", "api/methods", "results/two_latents", "guides/fields", "notebooks/quickstart", "changelog"):
         assert (tmp_path / f"{page}.html").stat().st_size > 5000
     assert "negative_elbo_adversarial" in (tmp_path / "api" / "methods.html").read_text()
 

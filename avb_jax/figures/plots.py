@@ -1,7 +1,7 @@
 """Diagrams: arrays in, Matplotlib figures out; `figures.save` writes them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -69,10 +69,7 @@ def codes(z: np.ndarray, labels: np.ndarray | None, title: str, names: Sequence[
     panel.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=names[0], ylabel=names[1])
     panel.set_title(title, fontsize=11)
     if labels is not None:
-        spacing = {"columnspacing": 0.9, "handletextpad": 0.0}
-        legend = figure.legend(loc="outside lower center", ncols=10, markerscale=3, frameon=False, fontsize=9, **spacing)
-        for handle in legend.legend_handles:
-            handle.set_alpha(1)
+        _legend(figure, *panel.get_legend_handles_labels())
     return figure
 
 
@@ -141,12 +138,12 @@ def latent_activity(activity: np.ndarray, variance: np.ndarray, threshold: float
     return figure
 
 
-def comparison(methods: dict[str, dict[str, np.ndarray | list[np.ndarray]]], columns: int = 6, title: str = "") -> Figure:
+def comparison(methods: dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]], columns: int = 6, title: str = "") -> Figure:
     """A column per method, with what there is of it below each other; further methods in further rows.
 
     Args:
-      methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or a list of codes [N, 2], of one data
-        point or class each and of a colour each, which are drawn with the prior's 95% circle.
+      methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [N, 2] by data point or class, a
+        colour each, which are drawn with the prior's 95% circle.
       columns: how many methods are side by side at most.
       title: of the figure.
     """
@@ -159,7 +156,7 @@ def comparison(methods: dict[str, dict[str, np.ndarray | list[np.ndarray]]], col
         rows += [(title, several) for title in dict.fromkeys(title for name in several for title in methods[name])]
     figure = Figure(figsize=(2.2 * columns + 0.3, 2.25 * len(rows)), layout="constrained")
     _title(figure, title)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    grid, legend = figure.subplots(len(rows), columns, squeeze=False), {}
     for panel in grid.flat:
         panel.set(xticks=[], yticks=[], frame_on=False)
     for i, (title, several) in enumerate(rows):
@@ -169,14 +166,18 @@ def comparison(methods: dict[str, dict[str, np.ndarray | list[np.ndarray]]], col
                 panel.set_title(name, fontsize=12)
             if (content := methods[name].get(title)) is None:
                 continue
-            if isinstance(content, list):
+            if isinstance(content, dict):
                 colours = COLOURS if len(content) <= len(COLOURS) else colormaps["tab10"].colors
-                for part, codes in enumerate(content):
-                    panel.scatter(*codes.T, s=1.5, alpha=0.5, linewidths=0, color=colours[part % len(colours)])
+                for part, (label, codes) in enumerate(content.items()):
+                    colour = colours[part % len(colours)]
+                    points = panel.scatter(*codes.T, s=1.5, alpha=0.6, linewidths=0, color=colour, label=label)
+                    legend.setdefault(label, points)
                 panel.add_patch(Circle((0, 0), PRIOR_RADIUS, fill=False, linestyle="--", color="0.3"))
                 panel.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
             else:
                 panel.imshow(content, cmap="gray", vmin=0.0, vmax=1.0, interpolation="none")
+    if len(legend) > 1:
+        _legend(figure, legend.values(), legend.keys())
     return figure
 
 
@@ -214,6 +215,14 @@ def pairs(draws: dict[str, np.ndarray], names: Sequence[str], title: str = "") -
             if i == size - 1:
                 panel.set_xlabel(names[j], fontsize=9)
     return figure
+
+
+def _legend(figure: Figure, handles: Iterable, names: Iterable[str]) -> None:
+    """Of coloured codes, below the panels."""
+    spacing = {"columnspacing": 0.9, "handletextpad": 0.0, "ncols": 10, "markerscale": 4, "fontsize": 9}
+    legend = figure.legend(list(handles), list(names), loc="outside lower center", frameon=False, **spacing)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
 
 
 def _title(figure: Figure, text: str) -> None:

@@ -35,7 +35,8 @@ def test_figures_of_a_run_have_its_name_over_them():
     drawn = (
         plots.latent_codes({"AVB": z}, "1234", "a run"),
         plots.pairs({"AVB": rng.normal(size=(50, 2))}, ("a", "b"), "a run"),
-        plots.comparison({"AVB": {"samples": np.zeros((3, 3))}}, title="a run"),
+        plots.comparison({"AVB": {"samples": np.zeros((3, 3)), "codes": {"7": z[0], "8": z[1]}}}, title="a run"),
     )
     assert [figure.get_suptitle() for figure in drawn] == ["a run"] * 3
     assert not Figure.get_suptitle(plots.latent_codes({"AVB": z}, "1234"))
+    assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == ["7", "8"]
