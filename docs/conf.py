@@ -18,9 +18,8 @@ html_theme = "furo"
 html_title = f"avb_jax {release}"
 exclude_patterns = ["launch"]
 # The notebooks are pages, too: Sphinx reads what lies below docs/.
-shutil.copytree(
-    pathlib.Path(__file__).parents[1] / "notebooks", pathlib.Path(__file__).with_name("notebooks"), dirs_exist_ok=True
-)
+DOCS = pathlib.Path(__file__).parent
+shutil.copytree(DOCS.parent / "notebooks", DOCS / "notebooks", dirs_exist_ok=True)
 nb_execution_mode = "off"  # the tests run the notebooks, at tiny size
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
