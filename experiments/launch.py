@@ -77,27 +77,33 @@ def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) ->
         _fail(_one_line(error))
 
 
-def command(about: str, define: Callable[[flags.FlagValues], flags.FlagValues], main: Callable[[list[str]], None]) -> None:
-    """Parses the flags of a command that has no config, as `define` has them; calls main with what is left.
+def command(about: str, define: Callable, main: Callable[[list[str]], None], others: bool = False) -> None:
+    """Parses the flags of a command that has no config; calls main with what is left.
 
     Args:
       about: what the command does, for `--help`.
-      define: adds its flags.
+      define: adds its flags to absl's `FlagValues`.
       main: of the remaining arguments.
+      others: whether there may be arguments that are no flags.
     """
-    app.run(main, flags_parser=functools.partial(parse_own, about, define))
+    app.run(main, flags_parser=functools.partial(parse_own, about, define, others=others))
 
 
-def parse_own(about: str, define: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse_own(
+    about: str, define: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS, others: bool = False
+) -> list[str]:
     """As `parse`, of flags that `define(values)` adds."""
-    others = set(values)
+    before = set(values)
     define(values)
     try:
         if asks_for_help(argv):
-            show("\n".join([about.strip(), "", *flag_lines(values, [flag for flag in values if flag not in others])]))
-        return values(argv)
+            show("\n".join([about.strip(), "", *flag_lines(values, [flag for flag in values if flag not in before])]))
+        arguments = values(argv)
     except flags.Error as error:
         _fail(_one_line(error))
+    if len(arguments) > 1 and not others:
+        _fail(f"{arguments[1]!r}: not a flag; --help lists them")
+    return arguments
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:

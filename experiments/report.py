@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run, or several runs side by side: config, curves, figures, numbers.
 
-    python -m experiments.report --workdir=RUN[,RUN ...] [--out=FILE.html]
+    python -m experiments.report --workdir=RUN [RUN ...] [--out=FILE.html]
 
 RUN may be 'last', the latest in runs/. The page needs no other file and no network.
 """
@@ -195,7 +195,7 @@ def _flat(config: dict, prefix: str = ""):
 
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The command's flags."""
-    flags.DEFINE_list("workdir", None, "The runs' directories, with commas; last: the latest of runs/.", values)
+    flags.DEFINE_list("workdir", None, launch.workdir_help("report") + " Further ones after it, or with commas.", values)
     flags.DEFINE_string("out", "", "Where to write; RUN/report.html of the first run by default.", values)
     return values
 
@@ -212,4 +212,4 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    launch.command(__doc__, define, main)
+    launch.command(__doc__, define, main, others=True)

@@ -35,6 +35,7 @@ def test_setup(name):
     assert f"blob/main/notebooks/{name}.ipynb" in first
     assert setup.count("REPOSITORY = ") == 1
     assert 'for name in ("jax", "jaxlib")' in setup
+    assert "REPOSITORY: give the repository's address" in setup
     assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < KEPT
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted(NAMES)
 

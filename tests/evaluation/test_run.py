@@ -181,8 +181,8 @@ def test_several_seeds_compile_once(capsys):
     shown = capsys.readouterr().err
     assert shown.count("avb: mass: 2 images, for each of 3 seeds\n") == 1
     assert "of seed" not in shown  # each is one call
-    evaluate(game.method(), states, game.points(8), [MeanMass(chunk=3)], num_seeds=3)
-    assert "avb mass of seed 2 example 8/8" in capsys.readouterr().err
+    evaluate(game.method(), states, game.points(20), [MeanMass(chunk=1)], num_seeds=3)
+    assert "avb mass of seed 2 example 20/20" in capsys.readouterr().err
 
 
 @pytest.fixture

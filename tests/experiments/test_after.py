@@ -26,13 +26,13 @@ def trained(tmp_path_factory):
     return folder, done
 
 
-def command(name, capsys, **given):
-    """A command with flags of its own; what it printed, and its status."""
+def command(name, capsys, *others, **given):
+    """A command with flags of its own, and arguments that are none; what it printed, and its status."""
     module = importlib.import_module(f"experiments.{name}")
     values = module.define(flags.FlagValues())
     values([name, *(f"--{flag}={value}" for flag, value in given.items())])
     try:
-        module.main([name], values)
+        module.main([name, *others], values)
         status = 0
     except SystemExit as ended:
         status = ended.code
@@ -111,7 +111,8 @@ def test_a_report_is_one_page(trained, tmp_path, capsys):
     shutil.copytree(trained[0], other)
     config = (other / "config.json").read_text().replace('"noise_dim": 32', '"noise_dim": 33')
     (other / "config.json").write_text(config)
-    both = report.page([trained[0], other])
+    status, out, _ = command("report", capsys, other, workdir=trained[0], out=tmp_path / "both.html")
+    both = pathlib.Path(out).read_text()
     assert re.search(r"<tr class='differs'><td><code>noise_dim</code></td><td>32</td><td>33</td>", both)
     assert "other: avb" in both
     status, _, err = command("report", capsys, workdir=tmp_path / "nothing")

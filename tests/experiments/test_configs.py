@@ -1,5 +1,6 @@
 """Every config builds, and every field of a config changes something."""
 
+import contextlib
 import importlib
 import pathlib
 import re
@@ -443,6 +444,10 @@ def test_help_of_the_commands_without_a_config(name, capsys):
         launch.parse_own(module.__doc__, module.define, [name, "--bogus=1"], flags.FlagValues())
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: Unknown command line flag 'bogus'\n"
+    given, others = [name, "here"], name == "report"
+    with contextlib.nullcontext() if others else pytest.raises(SystemExit):
+        assert launch.parse_own(module.__doc__, module.define, given, flags.FlagValues(), others=others) == given
+    assert capsys.readouterr().err == ("" if others else "error: 'here': not a flag; --help lists them\n")
 
 
 def test_help_lists_what_can_be_compared():

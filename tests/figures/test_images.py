@@ -121,6 +121,21 @@ def test_a_picture_has_its_title_and_labels_about_it():
     assert np.asarray(labelled.convert("L"))[:48].min() < 100  # something is written
 
 
+def test_codes_of_few_examples_are_many_each():
+    """And of many one each: a colour per example, or per class where there are classes."""
+    method = small_method("avb")
+    x, rng = np.eye(4, 36, dtype=np.float32).reshape(4, 6, 6), np.random.default_rng(0)
+    state = method.init(jax.random.key(0), x)
+    few = named.draw("codes", method, state, data.from_arrays(x, x), name="a run, avb")
+    (panel,) = few.axes
+    assert panel.get_title() == "a run, avb, step 0: 1,250 codes of each of 4 test examples"
+    assert [(part.get_label(), len(part.get_offsets())) for part in panel.collections] == [(str(i + 1), 1250) for i in range(4)]
+    many = rng.random((30, 6, 6))
+    (panel,) = named.draw("codes", method, state, data.from_arrays(many, many)).axes
+    assert [len(part.get_offsets()) for part in panel.collections] == [30]
+    assert panel.get_title() == "avb, step 0: codes of 30 test examples"
+
+
 def test_slips(trained):
     gan = small_method("gan")
     with pytest.raises(UserError, match="figure='interpolation': gan has no encoder; take samples or neighbours"):
