@@ -182,6 +182,7 @@ def test_celeba_end_to_end(tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     quantities = {"elbo", "reconstruction_rmse_pixels", "ms_ssim_samples", "frechet_distance_features"}
     assert {*quantities, "sliced_wasserstein_16"} <= set(results["avb"])
+    assert "steps show that everything runs; pictures are colour noise until some 1000: --config.steps" in done.stdout
     assert f"20 samples against 20 test images of 16x16x3, 3 features of {__name__}.mean_colour" in done.stdout
     names = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     assert {"avb_samples_000004.png", "avb_interpolation_000006.png", "avb_neighbours_000006.png"} <= names
