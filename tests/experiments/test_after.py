@@ -1,6 +1,7 @@
 """What comes after a training: samples and codes as files, figures, the report."""
 
 import importlib
+import os
 import pathlib
 import re
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from experiments import report
+from avb_jax import UserError
+from experiments import launch, report
 from tests.experiments.command import MNIST, TINY, run
 
 FIELDS = [*MNIST, "data.name=digits", "latent_dim=2", "num_seeds=2", "method=avb,gan", "evaluation.chunk=50"]
@@ -118,6 +120,24 @@ def test_a_report_is_one_page(trained, tmp_path, capsys):
     status, _, err = command("report", capsys, workdir=tmp_path / "nothing")
     assert status == 2
     assert "no run there" in err
+
+
+def test_the_last_comparison_and_the_runs_in_it(tmp_path, monkeypatch):
+    """A comparison is a directory of runs: it is found by its own command, and the latest of its runs by those that read."""
+    monkeypatch.chdir(tmp_path)
+    found = pathlib.Path("runs") / "compare-digits-20260101-000000"
+    for i, run_in_it in enumerate(
+        (found / "vae", found / "avb", pathlib.Path("runs") / "compare-mnist-20260102-000000" / "vae")
+    ):
+        (tmp_path / run_in_it).mkdir(parents=True)
+        (tmp_path / run_in_it / "config.json").write_text("{}")
+        os.utime(tmp_path / run_in_it / "config.json", (i, 10 - i))
+    assert launch.folder_of("compare", "digits", "last") == found
+    assert launch.folder_of("sample", "", "last") == found / "vae"
+    new = launch.folder_of("compare", "digits", None)
+    assert re.fullmatch(r"runs/compare-digits-\d{8}-\d{6}", str(new))
+    with pytest.raises(UserError, match="--workdir=last: no run of compare-faces in"):
+        launch.folder_of("compare", "faces", "last")
 
 
 @pytest.mark.slow
