@@ -122,7 +122,7 @@ def test_infinite_numbers_in_a_comparison(tmp_path):
     reason = "1 of 4 examples have no finite value; the mean over the other 3, -2.000, is biased upwards"
     difference = compare.difference_json(paired_difference(infinite[None], np.full((1, 4), -2.0)))
     elbo = Estimate(-np.inf, None, [-np.inf], 4, None, None, reason, None).to_json()
-    row = {"published": None, "steps": 7, "difference": difference, "elbo": elbo}
+    row = {"published": None, "steps": 7, "difference": difference, "reference": "vae", "elbo": elbo}
     workdir.write_json(tmp_path / "rows.json", {"avb": row})
     for rows in ({"avb": row}, no_constants((tmp_path / "rows.json").read_text())):
         _, _, line, _, *reasons = compare.table(rows, suites.SUITES["digits"]).splitlines()
