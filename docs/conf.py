@@ -1,6 +1,5 @@
 """Sphinx's settings: `sphinx-build -W docs build/docs`."""
 
-import importlib
 import pathlib
 import re
 import shutil
@@ -8,8 +7,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from avb_jax import __version__
-from experiments.configs import eight_schools, evaluate
-from experiments.configs.fields import OTHERS, TRAINING, texts
+from experiments.configs import celeba, eight_schools, evaluate, mnist, synthetic
+from experiments.configs.fields import TRAINING, texts
 from experiments.launch import flat
 
 project, author, release = "avb_jax", "the avb_jax authors", __version__
@@ -17,8 +16,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 html_theme = "furo"
 html_title = f"avb_jax {release}"
 exclude_patterns = ["launch"]
-# The notebooks are pages, too: Sphinx reads what lies below docs/.
 DOCS = pathlib.Path(__file__).parent
+# The notebooks are pages, too, and Sphinx reads what lies below docs/.
 shutil.copytree(DOCS.parent / "notebooks", DOCS / "notebooks", dirs_exist_ok=True)
 nb_execution_mode = "off"  # the tests run the notebooks, at tiny size
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -27,14 +26,14 @@ suppress_warnings = ["myst.header"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True
-TRAINED = ("synthetic", "mnist", "celeba")  # experiments that train players on a data set
 intersphinx_mapping = {}
 nitpicky = False
 
 
 def _fields_page(app):
     """The page of the configs' fields, from the configs."""
-    trained = {name: dict(flat(importlib.import_module(f"experiments.configs.{name}").get_config())) for name in TRAINED}
+    of_experiments = {"synthetic": synthetic, "mnist": mnist, "celeba": celeba}
+    trained = {name: dict(flat(module.get_config())) for name, module in of_experiments.items()}
 
     def default(name: str) -> str:
         common = TRAINING[name].default if name in TRAINING else None
@@ -43,7 +42,7 @@ def _fields_page(app):
         return "; ".join(shown + [f"{experiment} `{value!r}`" for experiment, value in others.items()])
 
     parts = {
-        "of a training": {name: (default(name), text) for name, text in sorted({**OTHERS, **texts()}.items())},
+        "of a training": {name: (default(name), text) for name, text in sorted(texts().items())},
         **{
             f"of `experiments.{name}`": {field: (f"`{given.default!r}`", given.text) for field, given in module.FIELDS.items()}
             for name, module in {"evaluate": evaluate, "eight_schools": eight_schools}.items()

@@ -116,7 +116,7 @@ def compare(
     text = table(rows, suite)
     (folder / "table.md").write_text(text + "\n")
     workdir.write_json(folder / "results.json", rows)
-    save(folder / "figure.png", plots.comparison(panels_of, title=folder.name))
+    save(folder / "figure.png", plots.comparison(panels_of), folder.name)
     print(f"\n{text}\n\nIn {folder}: table.md, results.json, figure.png, and a directory per method")
     return rows
 

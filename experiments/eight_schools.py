@@ -63,7 +63,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     workdir.write_results(folder, results)
     shown = {"NUTS": _thin(reference, config.samples), **{LABELS[name]: _thin(z, config.samples) for name, z in draws.items()}}
     shown = {label: z[:, : len(SHOWN)] for label, z in shown.items()}
-    save(folder / "figures" / "eight_schools.png", plots.pairs(shown, SHOWN, folder.name))
+    save(folder / "figures" / "eight_schools.png", plots.pairs(shown, SHOWN), folder.name)
     print(table(results))
     print(f"\nNumbers in {folder / 'results.json'}, picture in {folder / 'figures' / 'eight_schools.png'}")
 

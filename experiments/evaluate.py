@@ -171,8 +171,7 @@ def draw(report: Report, folder: pathlib.Path, options: ml_collections.ConfigDic
     found, run = report.results[-1], folder.parent.name
 
     def write(name: str, figure) -> None:
-        figure.suptitle(f"{run}: {report.name}", fontsize=11)
-        save(folder / f"{report.name}_{name}.png", figure)
+        save(folder / f"{report.name}_{name}.png", figure, f"{run}, {report.name}")
 
     if "ais" in found:
         finite = np.isfinite(found["ais"].log_weight).all(axis=1)

@@ -105,7 +105,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     print(f"\nOptimal log-likelihood -log 4 = {-math.log(4):.3f}. Numbers in {folder / 'results.json'}", flush=True)
     if config.latent_dim == 2 and codes:
         labels = [str(i + 1) for i in range(len(points.train))]
-        path = save(folder / "figures" / "figure_3.png", plots.latent_codes(codes, labels, folder.name))
+        path = save(folder / "figures" / "figure_3.png", plots.latent_codes(codes, labels), folder.name)
         print(f"Figure 3 in {path}")
     return results
 

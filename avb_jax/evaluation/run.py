@@ -154,7 +154,7 @@ class Subject:
     notes: list  # lines for the reader, added to
     results: dict  # by estimator, what it found per example, added to
     compiled: dict  # what the seeds share
-    several: bool = False  # seeds; of what ends with one call, progress is then theirs
+    several: bool = False  # seeds: an estimate that is a single call then shows no progress of its own
 
     def note(self, text: str) -> None:
         """Adds a line for the reader."""

@@ -13,16 +13,14 @@ PRIOR_RADIUS = math.sqrt(-2.0 * math.log(0.05))  # the circle that holds 95% of 
 COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00b25d")
 
 
-def latent_codes(codes: dict[str, np.ndarray], labels: Sequence[str], title: str = "") -> Figure:
+def latent_codes(codes: dict[str, np.ndarray], labels: Sequence[str]) -> Figure:
     """Figure 3: one panel per model with its latent codes, a colour per data point, and the prior's 95% circle.
 
     Args:
       codes: by title, draws [points, draws, 2] from q(z|x).
       labels: one per data point.
-      title: of the figure.
     """
     figure = Figure(figsize=(4.2 * len(codes), 5.3), layout="constrained")
-    _title(figure, title)
     panels = figure.subplots(1, len(codes), squeeze=False, sharex=True, sharey=True)[0]
     for panel, (title, z) in zip(panels, codes.items(), strict=True):
         for i, (label, draws) in enumerate(zip(labels, z, strict=True)):
@@ -138,14 +136,13 @@ def latent_activity(activity: np.ndarray, variance: np.ndarray, threshold: float
     return figure
 
 
-def comparison(methods: dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]], columns: int = 6, title: str = "") -> Figure:
+def comparison(methods: dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]], columns: int = 6) -> Figure:
     """A column per method, with what there is of it below each other; further methods in further rows.
 
     Args:
       methods: by name, its panels by title: a picture [H, W] or [H, W, 3] in [0, 1], or codes [N, 2] by data point or class, a
         colour each, which are drawn with the prior's 95% circle.
       columns: how many methods are side by side at most.
-      title: of the figure.
     """
     names = list(methods)
     blocks = -(-len(names) // columns)
@@ -155,7 +152,6 @@ def comparison(methods: dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
         several = names[block * columns : (block + 1) * columns]
         rows += [(title, several) for title in dict.fromkeys(title for name in several for title in methods[name])]
     figure = Figure(figsize=(2.2 * columns + 0.3, 2.25 * len(rows)), layout="constrained")
-    _title(figure, title)
     grid, legend = figure.subplots(len(rows), columns, squeeze=False), {}
     for panel in grid.flat:
         panel.set(xticks=[], yticks=[], frame_on=False)
@@ -181,17 +177,15 @@ def comparison(methods: dict[str, dict[str, np.ndarray | dict[str, np.ndarray]]]
     return figure
 
 
-def pairs(draws: dict[str, np.ndarray], names: Sequence[str], title: str = "") -> Figure:
+def pairs(draws: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
     """Marginals on the diagonal and pairs below it, one block of panels per method, side by side.
 
     Args:
       draws: by title, [N, D]; the first one's outline is drawn over the other marginals.
       names: of the D dimensions.
-      title: of the figure.
     """
     size, first = len(names), next(iter(draws.values()))
     figure = Figure(figsize=(1.15 * size * len(draws), 1.3 * size), layout="constrained")
-    _title(figure, title)
     limits = [np.quantile(first[:, i], (0.001, 0.999)) for i in range(size)]
     limits = [(low - 0.15 * (high - low), high + 0.15 * (high - low)) for low, high in limits]
     blocks = figure.subfigures(1, len(draws), squeeze=False)[0]
@@ -223,9 +217,3 @@ def _legend(figure: Figure, handles: Iterable, names: Iterable[str]) -> None:
     legend = figure.legend(list(handles), list(names), loc="outside lower center", frameon=False, **spacing)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
-
-
-def _title(figure: Figure, text: str) -> None:
-    """Over all panels, where there is one; an empty one would take its line, too."""
-    if text:
-        figure.suptitle(text, fontsize=11)

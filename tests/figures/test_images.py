@@ -9,6 +9,7 @@ from scipy import stats
 from avb_jax import Posterior, UserError, data
 from avb_jax.distributions import normal, standard_normal
 from avb_jax.figures import images, named
+from avb_jax.training.callbacks import Run
 from tests.conftest import small_method
 
 KEY = jax.random.key(3)
@@ -134,6 +135,18 @@ def test_codes_of_few_examples_are_many_each():
     (panel,) = named.draw("codes", method, state, data.from_arrays(many, many)).axes
     assert [len(part.get_offsets()) for part in panel.collections] == [30]
     assert panel.get_title() == "avb, step 0: codes of 30 test examples"
+
+
+def test_pictures_say_of_which_run_they_are(trained, tmp_path, monkeypatch):
+    method, state, dataset = trained
+    titles = []
+    monkeypatch.setattr(named, "draw", lambda *given, name: titles.append(name))
+    monkeypatch.setattr(named, "save", lambda path, picture: path)
+    for folder, expected in ((tmp_path / "mnist-20260101", "mnist-20260101, avb"), (None, "avb")):
+        pictures = named.Pictures(tmp_path / "figures", ("samples",))
+        pictures.start(Run("avb", method, dataset, 2, 0, 4, None, 0, folder))
+        pictures.checkpoint(1, state)
+        assert titles.pop() == expected
 
 
 def test_slips(trained):
