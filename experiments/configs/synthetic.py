@@ -5,7 +5,7 @@
 
 Variants, with the time of all on 2 cores and AVB's log-likelihood, of at most -log 4 = -1.386:
 
-    ''             AVB and VAE, 4 seeds: 80 seconds; -1.412
+    ''             AVB and VAE, 4 seeds: 92 seconds, shared; -1.411
     full           8 seeds, eight times the steps: 12 minutes; -1.394
     semi_implicit  a sampler smoothed by a little noise, whose ELBO has bounds without T: from -1.466 to -1.464, where T says
                    -1.464; with --config.method=avb 2.5 minutes on one core; -1.439
