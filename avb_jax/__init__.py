@@ -18,7 +18,7 @@ from avb_jax import (  # noqa: E402
     transforms,
 )
 from avb_jax.evaluation import Report, evaluate  # noqa: E402
-from avb_jax.fitting import default_callbacks, fit, load  # noqa: E402
+from avb_jax.fitting import default_callbacks, fit, load, start_from  # noqa: E402
 from avb_jax.method import Method  # noqa: E402
 from avb_jax.methods.aae import aae  # noqa: E402
 from avb_jax.methods.avb import avb  # noqa: E402
@@ -82,6 +82,7 @@ __all__ = [
     "networks",
     "priors",
     "sivi",
+    "start_from",
     "training",
     "transforms",
     "uivi",

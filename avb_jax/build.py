@@ -201,6 +201,7 @@ def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
         activation_of(config),
         config.network.head_scale,
         options.smallest_std,
+        options.noise_scale,
     )
     return encoder, config.latent_dim + config.noise_dim
 
@@ -283,6 +284,9 @@ def _explicit_encoder(config, parts: Parts) -> tuple[nn.Module, int]:
     """The encoder, and how much noise it takes."""
     kind, options = config.posterior.kind, config.posterior
     more = {"flows": options.flows, "widths": tuple(options.widths)}
+    if kind == "diagonal":  # a semi-implicit encoder's layers, or none
+        widths = config.encoder.widths if config.encoder.kind == "semi_implicit" else ()
+        more = {"widths": tuple(widths), "activation": activation_of(config)}
     more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
     encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
     return encoder, config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0)
@@ -408,6 +412,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         ("contrast.bases", options.bases, options.bases >= 0, "at least 0"),
         ("contrast.gaussian_share", options.gaussian_share, 0 <= options.gaussian_share <= 1, "in [0, 1]"),
         ("encoder.widths", tuple(config.encoder.widths), len(config.encoder.widths) >= 1, "one width at least"),
+        ("encoder.noise_scale", config.encoder.noise_scale, config.encoder.noise_scale > 0, "positive"),
         ("encoder.smallest_std", config.encoder.smallest_std, config.encoder.smallest_std >= 0, "at least 0"),
         *((f"pixels.{name}", config.pixels[name], config.pixels[name] >= 1, "at least 1") for name in PIXELS),
         *((f"realnvp.{name}", config.realnvp[name], config.realnvp[name] >= 1, "at least 1") for name in REALNVP),

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -17,7 +19,8 @@ from avb_jax.training import checkpoints
 from avb_jax.training import workdir as workdir_of
 from avb_jax.training.callbacks import Callback, ProgressBar, keepers
 from avb_jax.training.loop import as_data, initial_state, train
-from avb_jax.types import Diverged, State, UserError
+from avb_jax.transforms.ema import averaged
+from avb_jax.types import Diverged, Players, PyTree, State, UserError, Variables
 
 
 def default_callbacks(held_out: int = 32, quiet: bool = False, patience: int | None = None) -> list[Callback]:
@@ -198,3 +201,63 @@ def restore(workdir: pathlib.Path, name: str, like: State, step: int | str | Non
             remedy = "held-out examples, and a method with a bound on log p(x), make one at each checkpoint"
         raise UserError(f"workdir={workdir}: no {which} of {name} in {folder}; {remedy}")
     return checkpoints.restore(folder, like, None if best else step)
+
+
+def start_from(other: State, state: State) -> tuple[State, list[str]]:
+    """A State that has the players of another one, of any method, and is otherwise as it was.
+
+    A player is taken where `state` has all of its params, by name and shape: the rest of them, such as what an encoder makes of
+    its noise where the other one was Gaussian, stay as they are. Of a State with averages these are taken.
+
+    Args:
+      other: whose players; of as many seeds.
+      state: with which a method begins, such as `method.init` makes.
+
+    Returns:
+      The State, to `fit` with, and the names of the players taken.
+
+    Raises:
+      UserError: none can be, with the first array of the encoder or the decoder that is in the way.
+
+    Example:
+      >>> import avb_jax, optax
+      >>> from avb_jax import networks
+      >>> shared = {"prior": avb_jax.distributions.standard_normal(1), "likelihood": avb_jax.distributions.bernoulli}
+      >>> shared |= {"optimizers": optax.adam(1e-3)}
+      >>> trunk, decoder = networks.MLP((8,)), networks.MLPDecoder(x_shape=(3,), widths=(8,))
+      >>> adversary = networks.InnerProductAdversary(networks.MLP((8,)), networks.MLP((8,)), features=2)
+      >>> vae = avb_jax.vae(networks.GaussianEncoder(trunk, 1), decoder, noise_dim=1, **shared)
+      >>> avb = avb_jax.avb(networks.MomentEncoder(trunk, 1), decoder, adversary, noise_dim=5, **shared)
+      >>> x = jnp.eye(3)
+      >>> state, taken = start_from(vae.init(jax.random.key(0), x), avb.init(jax.random.key(1), x))
+      >>> taken
+      ['encoder', 'decoder']
+    """
+    other, taken, reasons = averaged(other), [], []
+    params, collections = state.params, state.collections
+    for player in Players._fields:
+        there, here = (_by_path(getattr(variables.params, player)) for variables in (other, state))
+        unlike = next((path for path, leaf in there.items() if path not in here or leaf.shape != here[path].shape), None)
+        if there and here and unlike is None:
+            taken.append(player)
+            params = params._replace(**{player: _with(getattr(params, player), there)})
+            of_player = _by_path(getattr(other.collections, player))
+            collections = collections._replace(**{player: _with(getattr(collections, player), of_player)})
+        elif unlike is not None and here:
+            size = here[unlike].shape if unlike in here else "not"
+            reasons.append(f"{player}{unlike} is {there[unlike].shape} there, {size} here")
+    if not taken:
+        raise UserError(
+            f"the other run has no player that fits ({'; '.join(reasons)}); use networks of the same sizes and seeds"
+        )
+    ema = state.ema and Variables(*jax.tree.map(jnp.copy, (params, collections)))
+    return state._replace(params=params, collections=collections, ema=ema), taken
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _with(tree: PyTree, leaves: dict[str, Any]) -> PyTree:
+    """The tree with the leaves that are given by path."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(jax.tree_util.keystr(path), leaf), tree)

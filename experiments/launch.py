@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 import avb_jax
 from avb_jax import Callback, Interrupted, Method, State, UserError, default_callbacks, processes
 from avb_jax.data.dataset import Dataset
-from avb_jax.fitting import restore
+from avb_jax.fitting import load, restore, start_from
 from avb_jax.training import checkpoints, workdir
 from avb_jax.training.callbacks import Profile, Run
 from avb_jax.training.loop import initial_state
@@ -310,8 +311,8 @@ def train(
         what = f"{name or method.name}: {config.steps:,} steps of {config.batch_size}{seeds}, {examples}, on {where}"
         print(what, file=sys.stderr)
     state = None
-    if config.restore_from and not checkpoints.steps(folder / "checkpoints" / (name or method.name)):
-        state = state_of(config.restore_from, name or method.name, initial_state(method, data, config.seed, config.num_seeds))
+    if not checkpoints.steps(folder / "checkpoints" / (name or method.name)):
+        state = beginning(config, name or method.name, method, data)
     return avb_jax.fit(
         method,
         data,
@@ -345,16 +346,35 @@ def check(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     workdir.check(folder, config.to_dict())
 
 
-def state_of(run: str, name: str, like: State) -> State:
-    """The State that `restore_from=RUN[:step]` names, of the run's method of that name; the step may be 'best'.
+def beginning(config: ml_collections.ConfigDict, name: str, method: Method, data: Dataset) -> State | None:
+    """The State that a new run begins with by `restore_from` or `start_from`; None for the method's own.
 
     Raises:
       UserError: there is none, or it is of another model.
     """
-    folder, _, step = run.rpartition(":")
+    if not (config.restore_from or config.start_from):
+        return None
+    state = initial_state(method, data, config.seed, config.num_seeds)
+    if config.restore_from:
+        folder, step = run_and_step(config.restore_from)
+        return restore(folder, name, state, step)
+    folder, step = run_and_step(config.start_from)
+    try:
+        other = load(folder, step=step)
+        state, taken = start_from(other.state, state)
+    except UserError as error:
+        raise UserError(f"start_from={config.start_from}: {error}") from None
+    of_which = f"{' and '.join(taken)} of {other.method.name}, step {int(np.ravel(other.state.step)[0]):,}, in {folder}"
+    print(f"{name}: begins with {of_which}", file=sys.stderr)
+    return state
+
+
+def run_and_step(text: str) -> tuple[pathlib.Path, int | str | None]:
+    """What RUN[:STEP] says: the run's directory, and the step, 'best', or None for the latest."""
+    folder, _, step = text.rpartition(":")
     if not (folder and (step.isdecimal() or step == "best")):
-        folder, step = run, ""
-    return restore(pathlib.Path(folder), name, like, step_of(step))
+        folder, step = text, ""
+    return pathlib.Path(folder), step_of(step)
 
 
 def step_of(text: str) -> int | str | None:

@@ -30,6 +30,17 @@ def scaled(scale: float) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
+def joined(features: Array, others: dict[str, Array], widths: Sequence[int], activation: Callable[[Array], Array]) -> Array:
+    """Layers of the calling module, the first of which adds up x's features and `others`, by name; none without widths."""
+    if not widths:
+        return features
+    first, *behind = widths
+    h = nn.Dense(first, name="of_x")(features)
+    for name, (other, kernel_init) in others.items():
+        h += nn.Dense(first, use_bias=False, kernel_init=kernel_init, name=name)(other)
+    return MLP(behind, activation, name="joint")(activation(h))
+
+
 class BlackBoxEncoder(nn.Module):
     """z = enc(x, noise) [B, Z]: q(z|x) is whatever the network makes of the noise (Figure 1b)."""
 
@@ -45,11 +56,15 @@ class GaussianEncoder(nn.Module):
     """q(z|x) = N(mean(x), diag std(x)^2), drawn as mean + std * noise (Kingma & Welling 2013; Figure 1a).
 
     The noise [..., B, Z] is not seen by the trunk, so that q is Gaussian.
+
+    With the `widths` of a `SemiImplicitEncoder` it is that one without u, which can start from its params.
     """
 
     trunk: nn.Module
     latent_dim: int
     head_scale: float = 1.0  # variance of the head's kernels, relative to 1 / features; near 0, q starts near the prior
+    widths: Sequence[int] = ()  # of layers behind the trunk
+    activation: Callable[[Array], Array] = nn.silu
 
     shares_x = True
 
@@ -60,7 +75,8 @@ class GaussianEncoder(nn.Module):
                 f"noise_dim={noise.shape[-1]}: GaussianEncoder draws z as mean + std * noise; set it to latent_dim="
                 f"{self.latent_dim}"
             )
-        mean, std = gaussian_heads(self.trunk(x, None, train=train), self.latent_dim, self.head_scale)
+        h = joined(self.trunk(x, None, train=train), {}, self.widths, self.activation)
+        mean, std = gaussian_heads(h, self.latent_dim, self.head_scale)
         return Posterior(mean + std * noise, mean, std, gaussian=True)
 
 
@@ -84,6 +100,7 @@ class SemiImplicitEncoder(nn.Module):
     activation: Callable[[Array], Array] = nn.silu
     head_scale: float = 1.0  # as `GaussianEncoder`'s
     smallest_std: float = 0.0  # below which no std(x, u) goes: q stays as smooth as T, or the bounds, can resolve
+    noise_scale: float = 1.0  # variance of the kernels that read u, relative to 1 / U; near 0, q starts as a Gaussian
 
     shares_x, semi_implicit = True, True
 
@@ -95,9 +112,8 @@ class SemiImplicitEncoder(nn.Module):
                 f"noise_dim={noise.shape[-1]}: SemiImplicitEncoder needs latent_dim={self.latent_dim} numbers for n and at "
                 f"least one for u; set it to {self.latent_dim + 1} or more"
             )
-        first, *others = self.widths
-        h = nn.Dense(first, name="of_x")(self.trunk(x, None, train=train)) + nn.Dense(first, use_bias=False, name="of_u")(u)
-        h = MLP(others, self.activation, name="joint")(self.activation(h))
+        of_u = {"of_u": (u, scaled(self.noise_scale))}
+        h = joined(self.trunk(x, None, train=train), of_u, self.widths, self.activation)
         mean, std = gaussian_heads(h, self.latent_dim, self.head_scale)
         if self.smallest_std:
             std = jnp.sqrt(jnp.square(std) + self.smallest_std**2)
@@ -117,9 +133,8 @@ class ReverseModel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> tuple[Array, Array]:
-        first, *others = self.widths
-        h = nn.Dense(first, name="of_x")(self.trunk(x, None, train=train)) + nn.Dense(first, use_bias=False, name="of_z")(z)
-        h = MLP(others, self.activation, name="joint")(self.activation(h))
+        of_z = {"of_z": (z, scaled(1.0))}
+        h = joined(self.trunk(x, None, train=train), of_z, self.widths, self.activation)
         heads = [nn.Dense(self.noise_dim, kernel_init=nn.initializers.zeros, name=name)(h) for name in ("mean", "log_std")]
         return heads[0], jnp.exp(heads[1])
 

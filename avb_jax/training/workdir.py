@@ -13,7 +13,8 @@ from avb_jax.types import UserError
 def check(workdir: pathlib.Path, config: dict) -> None:
     """Compares the config with the one that the directory belongs to, if it does to one.
 
-    `data.dir` may differ, since data may move, and `restore_from`, which only the first start reads; nothing else may.
+    `data.dir` may differ, since data may move, and `restore_from` and `start_from`, which only the first start reads; nothing
+    else may.
 
     Raises:
       UserError: the directory holds a run of another config, and the message shows the difference; or a run without one.
@@ -24,7 +25,8 @@ def check(workdir: pathlib.Path, config: dict) -> None:
             raise UserError(f"workdir={workdir}: holds a run whose config.json is gone; put it back, or use another workdir")
     else:
         old, new = _flat(read_json(path)), _flat(json.loads(json.dumps(_valid(config))))
-        fields = [f for f in sorted({*old, *new} - {"data.dir", "restore_from"}) if old.get(f, "-") != new.get(f, "-")]
+        compared = sorted({*old, *new} - {"data.dir", "restore_from", "start_from"})
+        fields = [field for field in compared if old.get(field, "-") != new.get(field, "-")]
         if fields:
             changes = "\n".join(f"  {f}: {old.get(f, '-')!r} there, {new.get(f, '-')!r} now" for f in fields)
             raise UserError(

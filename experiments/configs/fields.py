@@ -57,6 +57,7 @@ TRAINING = {
     "log_every": Field(100, "steps per report"),
     "checkpoint_every": Field(1000, "steps per checkpoint"),
     "restore_from": Field("", "RUN[:STEP]: a new run begins with another's State, its latest by default; best is a step, too"),
+    "start_from": Field("", "RUN[:STEP]: the players begin with those of another run, of any method, that they can hold"),
     "rollbacks": Field(0, "how often a run that diverged goes back to its latest checkpoint, with other noise"),
     "check_images": Field(
         32, "held-out examples looked at with each checkpoint, by bounds without T; best/ keeps the best State"
@@ -70,6 +71,9 @@ TRAINING = {
     "encoder.kind": Field("black_box", "AVB's: black_box, or semi_implicit, whose ELBO has bounds that need no T"),
     "encoder.widths": Field((256, 256), "widths of a semi-implicit encoder's layers that join x's features and noise"),
     "encoder.smallest_std": Field(0.0, "smallest standard deviation of z given a semi-implicit encoder's noise"),
+    "encoder.noise_scale": Field(
+        1.0, "variance of a semi-implicit encoder's first kernels behind its noise; near 0, q starts Gaussian"
+    ),
     "contrast.kind": Field(
         "prior",
         "what T compares q(z|x) with: prior; gaussian, with q's moments (adaptive contrast); or full_covariance",

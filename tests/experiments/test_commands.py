@@ -8,6 +8,7 @@ import subprocess
 import time
 from types import SimpleNamespace
 
+import chex
 import numpy as np
 import pytest
 from absl import flags
@@ -130,6 +131,26 @@ def test_a_run_begins_where_another_was(tmp_path):
     assert "vae: finished at step 6 of 6" in again.stderr
     missing = run("synthetic", tmp_path / "c", *fields, f"restore_from={tmp_path / 'b'}:5")
     assert "has no state of step 5; it has 6" in missing.stderr
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_the_players_of_another_method_s(tmp_path):
+    """At step 0, with the VAE's posterior and decoder, their averages, and a T of its own; another size is a slip."""
+    fields = [*SYNTHETIC, "steps=2", "ema_decay=0.5", "contrast.kind=gaussian", "contrast.gaussian_share=1"]
+    assert run("synthetic", tmp_path / "a", *fields, "method=vae").returncode == 0
+    done = run(
+        "synthetic", tmp_path / "b", *fields, "method=avb", f"start_from={tmp_path / 'a'}", "optimizer.decoder_rate=1e-9"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"avb: begins with encoder and decoder of vae, step 2, in {tmp_path / 'a'}" in done.stderr
+    vae, avb = (avb_jax.load(tmp_path / name).state for name in "ab")
+    assert avb.step.tolist() == [2, 2]
+    chex.assert_trees_all_close(avb.params.decoder, vae.ema.params.decoder, rtol=1e-4, atol=1e-7)
+    again = run("synthetic", tmp_path / "b", *fields, "method=avb", "start_from=nowhere", "optimizer.decoder_rate=1e-9")
+    assert "avb: finished at step 2 of 2" in again.stderr  # it needs the other run no longer
+    other = run("synthetic", tmp_path / "c", *fields, "method=avb", f"start_from={tmp_path / 'a'}", "network.widths=(9,)")
+    assert (other.returncode, len(other.stderr.splitlines())) == (2, 2), other.stderr
+    assert "decoder['Dense_0']['kernel'] is (2, 8, 4) there, (2, 9, 4) here" in other.stderr
 
 
 def test_what_is_the_matter_with_files_is_a_line(tmp_path):

@@ -162,6 +162,7 @@ NEEDS = {
     "network.adversary_components": {"network.adversary": "joint"},
     "encoder.widths": {"encoder.kind": "semi_implicit"},
     "encoder.smallest_std": {"encoder.kind": "semi_implicit"},
+    "encoder.noise_scale": {"encoder.kind": "semi_implicit"},
     "posterior.kind": {"method": "vae"},
     "posterior.flows": {"method": "vae", "posterior.kind": "planar"},
     "posterior.widths": {"method": "vae", "posterior.kind": "realnvp"},
@@ -170,7 +171,7 @@ NEEDS = {
 }
 # Fields whose effect lies outside a training's numbers, or in a choice that no config here makes.
 ELSEWHERE = ("data.dir", "check_images", "log_every", "checkpoint_every", "evaluation.", "network.family")
-ELSEWHERE += ("rematerialize", "profile", "patience")
+ELSEWHERE += ("rematerialize", "profile", "patience", "start_from")
 ELSEWHERE += ("data.crop", "data.held_out", "data.split_seed", "data.cache")  # of a user's photographs
 ELSEWHERE += ("contrast.moment_draws", "adversary_floor")  # of a black box, and of a T that has gone far
 
@@ -262,6 +263,7 @@ def test_numbers_are_checked():
         {"ema_decay": 1.0},
         {"posterior.flows": 0},
         {"encoder.smallest_std": -0.1},
+        {"encoder.noise_scale": 0.0},
         {"encoder.widths": ()},
         {"encoder.widths": (8, 0)},
         {"network.z_widths": (0,)},

@@ -21,6 +21,26 @@ def test_the_gaussian_encoder_gives_its_moments():
     np.testing.assert_allclose(posterior.z.std(0), posterior.std[0], rtol=4 / np.sqrt(2 * len(x)))
 
 
+def test_a_semi_implicit_encoder_without_its_noise_is_the_gaussian_one_of_the_same_layers():
+    trunk = networks.MLP((8,), input_rank=2)
+    gaussian = networks.GaussianEncoder(trunk, 3, widths=(7, 5))
+    semi_implicit = networks.SemiImplicitEncoder(trunk, 3, widths=(7, 5), noise_scale=0.01)
+    x, noise = jax.random.uniform(jax.random.key(0), (4, 6, 6)), jax.random.normal(jax.random.key(1), (4, 3 + 200))
+    params = {
+        side.__class__: side.init(jax.random.key(2), x, noise[:, :n]) for side, n in ((gaussian, 3), (semi_implicit, 203))
+    }
+    mine, other = (params[side.__class__]["params"] for side in (gaussian, semi_implicit))
+    of_u = other.pop("of_u")["kernel"]
+    assert 0.8 * 0.01 < 200 * np.var(of_u) < 1.2 * 0.01  # as its scale has it
+    assert jax.tree.structure(mine) == jax.tree.structure(other)
+    posterior = gaussian.apply({"params": mine}, x, noise[:, :3])
+    without = semi_implicit.apply({"params": {**mine, "of_u": {"kernel": 0.0 * of_u}}}, x, noise)
+    np.testing.assert_array_equal(posterior.z, without.z)
+    np.testing.assert_array_equal((posterior.mean, posterior.std), without.conditional)
+    assert posterior.gaussian
+    assert not without.gaussian
+
+
 def test_a_sampler_has_the_moments_that_it_gives():
     """Away from its start, its network's mean above all; over 512 fixed draws of noise they are known to one part in 20."""
     sampler = networks.Sampler(3, widths=(8,), gaussian_share=0.3)

@@ -9,10 +9,10 @@ from avb_jax.training import workdir
 
 
 def test_a_folder_is_claimed_once(tmp_path):
-    """By one config; where its data are may change, and what differs is listed."""
-    config = {"steps": 3, "data": {"name": "digits", "dir": "here"}, "widths": (4, 5), "clip": None}
+    """By one config; where its data are may change, and what it began with, and what differs is listed."""
+    config = {"steps": 3, "data": {"name": "digits", "dir": "here"}, "widths": (4, 5), "clip": None, "start_from": "a"}
     workdir.claim(tmp_path / "run", config)
-    workdir.claim(tmp_path / "run", {**config, "data": {"name": "digits", "dir": "there"}})
+    workdir.claim(tmp_path / "run", {**config, "data": {"name": "digits", "dir": "there"}, "start_from": "b"})
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["dir"] == "there"
     other = {"steps": 4, "data": {"name": "mnist", "dir": "here"}, "widths": (4, 5), "seed": 0}
     with pytest.raises(UserError, match="holds a run of another config") as error:
