@@ -1,6 +1,6 @@
 """Table 1 and Figure 3 of the paper, AVB and the Gaussian VAE on four data points with exact numbers; or any other method.
 
-python -m experiments.synthetic [--config=experiments/configs/synthetic.py[:full|:paper]] [--workdir=DIR]
+python -m experiments.synthetic [--config=experiments/configs/synthetic.py[:full|:semi_implicit|:paper]] [--workdir=DIR]
 """
 
 import dataclasses

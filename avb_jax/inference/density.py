@@ -178,7 +178,7 @@ def density_method(
       noise_dim: N, how many N(0, 1) numbers the sampler gets per draw.
       contrast: how r's moments are found where the sampler does not give them, and how much wider than r the draws lie that T
         is told q's from.
-      adversary_steps: adversary updates per step (section 3.2).
+      adversary_steps: adversary updates per step, which keep T near its optimum (section 3.2).
 
     Returns:
       A `Method` for x [B, 0], whose `sample` draws z [count, Z] from q, whose `log_joint` is log p~(z), and whose `elbo` is the

@@ -35,6 +35,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
+SMALL = 3  # dimensions up to which a smaller T follows q as well
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
@@ -88,7 +89,7 @@ def game(
     noise_dim: int = 0,
     widths: Sequence[int] = (128, 128),
     gaussian_share: float = 0.05,
-    adversary_widths: Sequence[int] = (256, 256),
+    adversary_widths: Sequence[int] | None = None,
     adversary_steps: int = 2,
     sampler_rate: float | None = None,
     adversary_rate: float = 1e-3,
@@ -103,6 +104,8 @@ def game(
     check_settings(method=(method, method in RATES, f"one of {', '.join(RATES)}"), dim=at_least(dim, 1))
     sampler_rate = RATES[method](dim) if sampler_rate is None else sampler_rate
     inflation = 1.0 + 2.0 / dim if inflation is None else inflation
+    if adversary_widths is None:  # with a smaller T there is time for more steps; in ten dimensions it does not keep up
+        adversary_widths = (128, 128) if dim <= SMALL else (256, 256)
     check_settings(
         noise_dim=at_least(noise_dim, 0),
         adversary_steps=at_least(adversary_steps, 1),
@@ -183,8 +186,8 @@ def fit(
         widths, (128, 128): of the sampler's network;
         gaussian_share, 0.05: of q's variance in each dimension at the start, how much is independent Gaussian noise, against a
         q that is sharper than T, or the bounds, resolve; no floor, since training may shrink it;
-        adversary_widths, (256, 256): of T's network;
-        adversary_steps, 2: updates of T per step (section 3.2);
+        adversary_widths, (256, 256), up to three dimensions (128, 128): of T's network;
+        adversary_steps, 2: updates of T per step, which keep it near its optimum (section 3.2);
         sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to
         follow; location and log scale move ten times as fast;
         adversary_rate, 1e-3: Adam's, of T;

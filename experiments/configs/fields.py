@@ -45,7 +45,10 @@ TRAINING = {
         "non_saturating",
         "what gan, bigan and vaegan minimise by T: non_saturating, jensen_shannon, kl, reverse_kl, pearson or hellinger",
     ),
-    "noise_draws": Field(1, "draws of z per example: all for T, the first one to decode"),
+    "noise_draws": Field(
+        1,
+        "draws of z per example: all for T, the first one to decode; iwae and importance_weighted decode and weight all",
+    ),
     "importance_weighted": Field(False, "AVB's draws are all decoded and weighted: a bound on log p(x) in the ELBO's place"),
     "inner_draws": Field(15, "K of SIVI and IWHVI: draws of u that score each z next to its own"),
     "hmc.burn_in": Field(5, "steps of UIVI's chains on the noise that are left out"),
@@ -68,8 +71,13 @@ TRAINING = {
     "data.name": Field("", "four_points, digits, mnist, celeba, images, drawn_faces, or tfds:NAME"),
     "data.dir": Field("", "folder of the data's files"),
     "data.binarize": Field("none", "none, dynamic (pixels drawn anew each time) or threshold"),
-    "encoder.kind": Field("black_box", "AVB's: black_box, or semi_implicit, whose ELBO has bounds that need no T"),
-    "encoder.widths": Field((256, 256), "widths of a semi-implicit encoder's layers that join x's features and noise"),
+    "encoder.kind": Field(
+        "black_box",
+        "AVB's: black_box; or semi_implicit, whose ELBO has bounds without T (a diagonal VAE or IWAE then has its layers)",
+    ),
+    "encoder.widths": Field(
+        (256, 256), "widths of a semi-implicit encoder's layers behind the features of x, which also read its noise"
+    ),
     "encoder.smallest_std": Field(0.0, "smallest standard deviation of z given a semi-implicit encoder's noise"),
     "encoder.noise_scale": Field(
         1.0, "variance of a semi-implicit encoder's first kernels behind its noise; near 0, q starts Gaussian"
