@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution, Independent
 
+from avb_jax.distributions import log_likelihood
 from avb_jax.evaluation.proposal import lacks_all_vectors
 from avb_jax.method import Method, prior_at
 from avb_jax.methods.settings import at_least, check_settings
@@ -155,7 +156,8 @@ def known(x: Array, mask: Array) -> Callable[[Distribution], Array]:
                 f"known: pixels of {type(of_x).__name__} are not independent given z; take an independent likelihood"
             )
         base, dims = of_x.base_dist, of_x.reinterpreted_batch_ndims
-        by_pixel = base.log_prob(x[None])
+        # What is not known has no part in gradients, either, whatever is in its place.
+        by_pixel = log_likelihood(base, jnp.where(mask > 0, x, 0.5)[None])
         if by_pixel.ndim != dims + 1:
             raise UserError(f"known: log p(x|z) has shape {by_pixel.shape}, not one number per pixel")
         return jnp.sum(jnp.where(mask[None] > 0, by_pixel, 0.0))

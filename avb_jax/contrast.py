@@ -216,7 +216,7 @@ def encode(
     draws: Draws,
     *,
     train: bool,
-    weighted: bool = False,
+    weighted: Array | float | None = None,
 ) -> tuple[Contrasted, dict]:
     """Draws z ~ q(z|x), and compares them with r(z|x).
 
@@ -228,8 +228,9 @@ def encode(
       collections: the encoder's.
       draws: x [B, ...], noise [S, B, N], and z_prior [S, B, ...] from `contrast.base(prior)`.
       train: whether batch normalisation uses this batch.
-      weighted: whether the loss weighs the draws: the encoder's gradients then are `weighed_twice`, but for those of location
-        and scale where they flow through the moments: these are of all of log q, in which T has no part.
+      weighted: where the loss weighs the draws, the power of p(z) / q(z|x) in a weight, beta: the encoder's gradients then are
+        `weighed_twice`, but for those of location and scale where they flow through the moments: these are of all of log q,
+        in which T has no part. None: it does not.
 
     Returns:
       The draws, and the encoder's new collections.
@@ -245,7 +246,7 @@ def encode(
         fixed = jnp.broadcast_to(fixed, (count, x.shape[0], noise.shape[-1]))
         return players.encode(network, params, collections, x, fixed, dim, train=train)[0]
 
-    if not weighted:
+    if weighted is None:
         return contrast(prior, posterior, more, base), after
     location, scale = 0.0, 1.0
     if isinstance(contrast, GaussianContrast) and contrast.moment_gradients:
@@ -255,5 +256,5 @@ def encode(
                 f"importance_weighted=True: with moment_gradients, encoder={network.name} has to give its moments; use "
                 "networks.MomentEncoder, or moment_gradients=False"
             )
-    v, zero = weighed_twice((posterior.z - location) / scale, jnp.zeros(posterior.z.shape[:-1]))
+    v, zero = weighed_twice((posterior.z - location) / scale, jnp.zeros(posterior.z.shape[:-1]), weighted)
     return contrast(prior, posterior.replace(z=location + scale * v), more, base)._replace(zero=zero), after

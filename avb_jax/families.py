@@ -60,6 +60,8 @@ def parts_of(config: ml_collections.ConfigDict, name: str, x_shape: tuple[int, .
     numbers = config.pixels.features if kind != "independent" else 1 if shared else parameters
     trunk, decoder, pairs, latents, images = family(config, x_shape, numbers)
     decoder = networks.GlobalScale(decoder) if shared else decoder
+    if kind != "independent" and config.precision == "bfloat16":
+        raise UserError(f"precision='bfloat16': pixels.kind={kind!r} computes in float32; use precision='float32'")
     if kind != "independent":
         model = pixels_of(config, kind, x_shape, parameters)
         decoder, likelihood = networks.ModelDecoder(decoder, model), models.autoregressive(model, likelihood)

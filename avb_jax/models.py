@@ -94,8 +94,8 @@ class Flow(_Model):
 
 
 def has_mean(of_x: dist.Distribution) -> bool:
-    """Whether a p(x|z) has means in closed form, which models of x do not."""
-    return not isinstance(base_distribution(of_x), _Model)
+    """Whether a p(x|z) has means in closed form, which models of x and distributions over categories do not."""
+    return not isinstance(base_distribution(of_x), _Model | dist.CategoricalLogits | dist.CategoricalProbs)
 
 
 def images_of(key: Array, of_x: dist.Distribution) -> Array:

@@ -99,7 +99,7 @@ def schools() -> Model:
 
 
 def ours(method: str, model: Model, key, data):
-    """Draws of a sampler that this library fits; T with networks half as wide as its default."""
+    """Draws of a sampler that this library fits; T with two layers of 128."""
     settings = {"adversary_widths": (128, 128)} if method == "avb" else {}
     game = fitting.game(lambda z: model.log_joint(z, data), model.dim, method=method, steps=STEPS.value, **settings)
     nothing = jnp.zeros((BATCH, 0))

@@ -103,7 +103,9 @@ def compare(
         )
         workdir.write_results(folder_of_run, {method_name: report.to_json()})
         found = {**found, **report.to_json()}
-        rows[name] |= {"minutes": minutes(folder_of_run, method_name), "under_t": run.method.adversary is not None}
+        rows[name]["steps"] = int(np.ravel(state.step)[0])  # fewer than asked for where `patience` ended it
+        rows[name]["minutes"] = minutes(folder_of_run, method_name, rows[name]["steps"])
+        rows[name]["under_t"] = run.method.adversary is not None
         rows[name] |= {quantity: found[quantity] for quantity in suite.columns if quantity in found}
         if suite.paired in report:
             per_example[name] = report[suite.paired].per_example
@@ -141,10 +143,10 @@ def affordable(config, run: pathlib.Path, seconds: int) -> int:
     return steps
 
 
-def minutes(run: pathlib.Path, name: str) -> float:
-    """Of training, by the rates that the run has reported; without compiling and checkpoints."""
+def minutes(run: pathlib.Path, name: str, steps: int) -> float:
+    """Of so many steps of training, by the rates that the run has reported; without compiling and checkpoints."""
     config = json.loads((run / "config.json").read_text())
-    return config["steps"] * config["batch_size"] * config["num_seeds"] / _rate(run, name) / 60.0
+    return steps * config["batch_size"] * config["num_seeds"] / _rate(run, name) / 60.0
 
 
 def _rate(run: pathlib.Path, name: str) -> float:

@@ -77,6 +77,20 @@ def test_the_encoder_asked_with_a_half_against_the_closed_form():
         conditional.by_encoder(jax.random.key(0), linear(), None, x, mask)
 
 
+def test_what_is_not_known_may_be_no_number():
+    """It has no part in the condition, nor in its gradient."""
+    mask = jnp.array([1.0, 1.0, 0.0, 0.0])
+    for likelihood in (distributions.gaussian(STD), distributions.bernoulli):
+        method = linear(likelihood)
+
+        def condition(z, rest, method=method):
+            log_condition = conditional.known(jnp.array([1.0, 0.0, rest, rest]), mask)
+            return log_condition(method.decode(None, z[None]))
+
+        of = jax.value_and_grad(condition)
+        np.testing.assert_array_equal(np.hstack(of(jnp.ones(2), jnp.nan)), np.hstack(of(jnp.ones(2), 0.3)))
+
+
 def test_without_a_condition_draws_are_the_prior_s():
     found = conditional.sample(jax.random.key(0), linear(), None, lambda of_x: jnp.zeros(()), count=2000, steps=60)
     np.testing.assert_allclose(found.z.mean(axis=0), PRIOR.mean, atol=4 * 1.5 / np.sqrt(2000))

@@ -14,7 +14,9 @@ from flax import nnx
 
 import avb_jax
 from avb_jax import Network, Players, UserError, distributions, networks
+from avb_jax.evaluation import ELBO
 from avb_jax.network import as_network, call, from_linen
+from avb_jax.training.checkpoints import key_data
 from avb_jax.training.loop import train
 from avb_jax.transforms import with_ema
 from tests.conftest import small_method, small_modules
@@ -274,6 +276,18 @@ def test_a_linen_module_is_taken_as_it_is():
     outputs = [call(network, params, variables, Z, train=train) for train in (True, False)]
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
     assert [float(collections["counts"]["calls"]) for _, collections in outputs] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_run_of_a_network_with_random_numbers_resumes_and_is_evaluated(tmp_path, parallel):
+    """Keys are among its collections, and keys are no numbers to NumPy or to a checkpoint."""
+    method = method_of(LINEN._replace(decoder=networks.from_nnx(lambda rngs: WithDropout(rngs))))
+    run = functools.partial(train, method, np.asarray(IMAGES), batch_size=4, log_every=2, checkpoint_every=2, parallel=parallel)
+    run(steps=2, workdir=tmp_path)
+    resumed, whole = run(steps=4, workdir=tmp_path), run(steps=4)
+    chex.assert_trees_all_close(key_data(resumed), key_data(whole), rtol=1e-5, atol=1e-6)
+    report = avb_jax.evaluate(method, resumed, np.asarray(IMAGES), [ELBO(draws=1)], workdir=tmp_path, quiet=True)
+    assert np.isfinite(report["elbo", "adversary"].mean)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import numpy as np
 import optax
 import pytest
+from numpyro import distributions as dist
 
 import avb_jax
 from avb_jax import UserError, networks
@@ -46,6 +47,24 @@ PARTS = {
 def test_of_a_method(slip, message):
     with pytest.raises(UserError, match=message):
         avb_jax.avb(**{**PARTS, **slip})
+
+
+@pytest.mark.parametrize("name", ["aae", "gan", "vaegan", "iwhvi"])
+def test_a_player_that_is_missing(name):
+    parts = {key: value for key, value in PARTS.items() if key not in ("encoder", "decoder", "adversary")}
+    players = [PARTS["encoder"], PARTS["decoder"], None][name == "gan" :]
+    if name in ("gan", "vaegan"):
+        del parts["likelihood"]
+    if name == "gan":
+        del parts["noise_dim"]
+    with pytest.raises(UserError, match=r"adversary=None: this method has|reverse_model=None: must be a network"):
+        getattr(avb_jax, name)(*players, **parts)
+
+
+def test_a_prior_over_single_numbers():
+    parts = {key: value for key, value in PARTS.items() if key != "adversary"}
+    with pytest.raises(UserError, match=r"prior=Normal of batch shape .* give one NumPyro distribution over vectors"):
+        avb_jax.uivi(**{**parts, "prior": dist.Normal(0.0, 1.0)})
 
 
 @pytest.mark.parametrize(

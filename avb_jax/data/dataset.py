@@ -96,7 +96,7 @@ def _labels(labels: np.ndarray | None, count: int, what: str) -> np.ndarray | No
 
 def _array(examples: np.ndarray, what: str) -> np.ndarray:
     try:
-        examples = np.asarray(examples)
+        examples = examples if isinstance(examples, np.memmap) else np.asarray(examples)  # which is then read batch by batch
     except ValueError:
         raise UserError(f"{what}: examples of unequal shapes; give one array [N, ...]") from None
     if examples.ndim < 2 or not examples.size:
@@ -110,7 +110,7 @@ def _numbers(examples: np.ndarray, what: str, binarize: str) -> np.ndarray:
     if examples.dtype == np.uint8 and examples.max() > 1:
         return examples
     with np.errstate(over="ignore"):  # what becomes infinite is refused
-        examples = examples.astype(np.float32)
+        examples = examples.astype(np.float32, copy=False)
     low, high = examples.min(), examples.max()
     if not np.isfinite([low, high]).all():
         raise UserError(f"{what}: values from {low:g} to {high:g}; all must be finite, in float32")

@@ -70,7 +70,7 @@ class Batches:
             batch: Any = next(self._iterator)
         except StopIteration:
             raise UserError("data: the iterator has no more batches; repeat it, or lower steps") from None
-        batch = np.asarray(batch)
+        batch = np.array(batch)  # a copy: an iterator may fill one buffer again and again
         if batch.ndim < 2:
             raise UserError(f"data: a batch of shape {batch.shape}; an iterator must give arrays x [B, ...]")
         return batch

@@ -194,7 +194,10 @@ def _sweep(key, states, log_density, start, betas, after, leapfrog_steps, step_s
     from blackjax.mcmc import hmc
 
     kernel = hmc.build_kernel()
-    variance = jnp.where(jnp.isfinite(start.variance), start.variance, 1.0)
+    try:
+        variance = jnp.where(jnp.isfinite(start.variance), start.variance, 1.0)
+    except NotImplementedError:  # of a prior that is a network, say
+        variance = jnp.ones(start.event_shape)
 
     def body(carry, step):
         states, log_step = carry

@@ -14,7 +14,7 @@ class ExactEstimate(NamedTuple):
     """Per example."""
 
     log_likelihood: Array  # [N] nats; under a density of dequantised x a lower bound, on average
-    standard_error: Array  # [N] of dequantisation; 0 without it
+    standard_error: Array  # [N] of dequantisation; 0 without it, not a number of a single draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Exact(Estimator):
     def __call__(self, method: Method, key: Array, state: State, x: Array) -> ExactEstimate:
         """The estimate for one example."""
         found = method.log_likelihood(key, state, jnp.broadcast_to(x, (self.draws, *x.shape)))
-        spread = jnp.std(found, ddof=1) if self.draws > 1 else jnp.zeros(())
+        spread = jnp.std(found, ddof=1) if self.draws > 1 else jnp.nan
         return ExactEstimate(found.mean(), spread / jnp.sqrt(self.draws))
 
     def numbers(self, subject, found: ExactEstimate) -> dict[tuple[str, str], Number]:

@@ -51,7 +51,7 @@ class WeightedEstimate(NamedTuple):
     """What K log weights of one unbiased estimate say, in nats."""
 
     log_mean: Array  # [] log of the mean weight: by Jensen's inequality a lower bound in expectation
-    standard_error: Array  # [] of log_mean, by the delta method
+    standard_error: Array  # [] of log_mean, by the delta method; not a number of a single weight
     effective_sample_size: Array  # [] (sum w)^2 / sum w^2 in [1, K]; near 1 neither number above can be trusted
 
 
@@ -60,7 +60,7 @@ def sum_up(log_weight: Array) -> WeightedEstimate:
     count = log_weight.shape[0]
     total = jax.nn.logsumexp(log_weight)
     size = jnp.exp(2.0 * total - jax.nn.logsumexp(2.0 * log_weight))
-    relative_variance = jnp.maximum(count / size - 1.0, 0.0) / max(count - 1, 1)  # of the mean weight
+    relative_variance = jnp.maximum(count / size - 1.0, 0.0) / (count - 1) if count > 1 else jnp.nan  # of the mean weight
     return WeightedEstimate(total - jnp.log(count), jnp.sqrt(relative_variance), size)
 
 

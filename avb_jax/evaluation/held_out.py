@@ -79,8 +79,8 @@ class HeldOut(Callback):
     The bounds are one on log p(x), and where the encoder is semi-implicit both on q's own ELBO. In a workdir the State of the
     best bound on log p(x), a mean over the examples and seeds, is kept in `best/NAME` (`load(step='best')`).
 
-    It does so where there are held-out examples, and a method with an ELBO, an encoder and a likelihood; the same draws each
-    time make the numbers of two steps comparable.
+    It does so where there are held-out examples, and a method with an ELBO, an encoder, a likelihood and a prior over all
+    vectors; the same draws each time make the numbers of two steps comparable.
     """
 
     def __init__(self, images: int = 32, quiet: bool = False, patience: int | None = None):
@@ -104,7 +104,7 @@ class HeldOut(Callback):
         self._images = self._best = None
         self._bound, self._since = -np.inf, 0
         held_out = isinstance(data, Dataset) and self._count and len(data.test) and data.test is not data.train
-        watched = held_out and None not in (method.elbo, method.log_joint, method.encode)
+        watched = held_out and not any(estimator.lacks(method) for estimator in ESTIMATORS)
         if self._patience and not watched:
             raise UserError(
                 f"patience={self._patience}: {run.name} has no bound on log p(x) to watch; give held-out examples "

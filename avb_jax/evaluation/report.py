@@ -53,9 +53,15 @@ def combine(numbers: Sequence[Number], seeds: bool = True) -> Estimate:
         errors = [getattr(number, field) for number in numbers]
         return None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
-    per_example = None
+    per_example, examples_error = None, numbers[0].examples_error
     if all(number.per_example is not None for number in numbers):
         per_example = np.stack([number.per_example for number in numbers]) if seeds else numbers[0].per_example
+    if len(numbers) > 1:  # the seeds see the same examples: what these have in common does not average out
+        errors = [number.examples_error for number in numbers]
+        examples_error = None if None in errors else sum(errors) / len(errors)  # at most that
+        if examples_error is not None and per_example is not None:
+            shared = np.mean(per_example, axis=0, dtype=np.float64)
+            examples_error = float(shared.std(ddof=1) / np.sqrt(len(shared)))
     with np.errstate(invalid="ignore"):
         average = float(values.mean())
     return Estimate(
@@ -63,7 +69,7 @@ def combine(numbers: Sequence[Number], seeds: bool = True) -> Estimate:
         error,
         values.tolist(),
         numbers[0].examples,
-        of_mean("examples_error"),
+        examples_error,
         of_mean("estimator_error"),
         ". ".join(reasons),
         per_example,
@@ -150,9 +156,10 @@ class Report:
 
 def _difference(report: Report, reference: Report, key: tuple[str, str]) -> str:
     one, other = (r.estimates[key].per_example if key in r.estimates else None for r in (report, reference))
-    if one is None or other is None or one.shape != other.shape:
+    if one is None or other is None:
         return "-"
-    return cell(paired_difference(np.atleast_2d(one), np.atleast_2d(other)), signed=True)
+    one, other = np.atleast_2d(one), np.atleast_2d(other)
+    return cell(paired_difference(one, other), signed=True) if one.shape == other.shape else "-"
 
 
 def paired_difference(values: np.ndarray, reference: np.ndarray) -> Estimate:

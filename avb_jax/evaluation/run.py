@@ -21,17 +21,20 @@ from avb_jax import processes
 from avb_jax.data.dataset import Dataset, from_arrays, to_pixels
 from avb_jax.evaluation.estimator import Estimator
 from avb_jax.evaluation.report import Report, combine
-from avb_jax.method import Method
+from avb_jax.locks import locked
+from avb_jax.method import Method, prior_at
 from avb_jax.streams import stream
 from avb_jax.training import workdir as workdirs
 from avb_jax.training.callbacks import Progress
-from avb_jax.training.loop import Interrupted
+from avb_jax.training.checkpoints import key_data
+from avb_jax.training.loop import RUN_ONCE, Interrupted
 from avb_jax.transforms import of_seed
 from avb_jax.types import Array, Diverged, PyTree, State, UserError
 
 AXIS = "devices"
 SECONDS_BETWEEN_REPORTS = 2.0
-VERSION = 4  # of kept results: raised when an estimator gives other numbers for the same settings
+VERSION = 5  # of kept results: raised when an estimator gives other numbers for the same settings
+EXAMPLES = "_examples"  # a digest of theirs, next to an estimator's fields
 COUNTED = ("images", "draws", "inner", "samples", "codes", "chains", "temperatures", "steps")  # what an estimator takes
 
 
@@ -96,12 +99,18 @@ def evaluate(
     for estimator in estimators:
         if lacks := estimator.lacks(method):
             raise UserError(f"{type(estimator).__name__}: {name} {lacks}")
+    if (found := np.shape(state.step)) != (() if num_seeds is None else (num_seeds,)):
+        has = f"has {found[0]} seeds" if found else "has no axis of seeds"
+        raise UserError(f"num_seeds={num_seeds}: the State {has}; give {found[0] if found else None}")
     data = data if isinstance(data, Dataset) else from_arrays(np.asarray(data), name="data")
     folder = None if workdir is None else pathlib.Path(workdir)
     per_seed, results, notes, compiled = [], [], [], {}
     several = (num_seeds or 1) > 1
     progress = Progress(name, (num_seeds or 1) * len(estimators), 0, quiet or not several, "estimate")
-    with contextlib.closing(progress):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(progress))
+        if folder is not None and processes.first():  # two at once would take each other's results away
+            stack.enter_context(locked(folder / "evaluation", "workdir", wait=True))
         for s in range(num_seeds or 1):
             one = state if num_seeds is None else of_seed(state, s)
             subject = Subject(name, method, one, data, s, seed, folder, quiet, notes, {}, compiled, several)
@@ -181,7 +190,11 @@ class Subject:
 
     def x(self) -> Array:
         """All held-out examples as the networks see them."""
-        return to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(self.examples), self.binarize)
+        return self.x_of(self.examples)
+
+    def x_of(self, examples: np.ndarray) -> Array:
+        """Some of them as the networks see them."""
+        return to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(examples), self.binarize)
 
     def some_x(self) -> Array:
         """Two examples, for their shape."""
@@ -223,17 +236,44 @@ class Subject:
         folder = self.keep(kept, {**settings, "fields": like._fields})  # a version that knows fewer left other files
         label = f"{self.name} {kept}" + f" of seed {self.index}" * self.several
         quiet = self.quiet or (self.several and count <= block)
-        found = by_blocks(label, of, like, count, block, folder, estimator.describe, quiet)
+        digest = None if simulated else lambda start, stop: zlib.crc32(np.ascontiguousarray(self.examples[start:stop]))
+        found = by_blocks(label, of, like, count, block, folder, estimator.describe, digest, quiet)
         self.results[kept] = found
         return found
 
     def _settings(self, settings: dict) -> dict:
         """What results depend on: params, data, key, and `settings`."""
-        variables = self.state.params, self.state.collections, self.state.ema
+        variables = key_data((self.state.params, self.state.collections, self.state.ema))
         params = functools.reduce(lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc), jax.tree.leaves(variables), 0)
         sample = zlib.crc32(np.ascontiguousarray(self.examples[:16]))
         data = {"name": self.data.name, "binarize": self.binarize, "test": sample}
-        return {"version": VERSION, "params": params, "data": data, "seed": self.seed, **settings}
+        if (probed := self.compiled.get("probed")) is None:
+            probed = self.compiled["probed"] = probe(self.method, self.state, self.x_of(self.examples[:2]))
+        return {"version": VERSION, "params": params, "method": probed, "data": data, "seed": self.seed, **settings}
+
+
+def probe(method: Method, state: State, x: Array) -> dict[str, list]:
+    """What a method makes of fixed draws at x [2, ...], to three digits: by its likelihood, prior, encoder and contrast.
+
+    None of these is in the State: two methods that differ in them alone, a Gaussian's standard deviation, say, are told apart.
+    """
+    key = stream(jax.random.key(0), "probe")
+
+    def found(state: State) -> dict[str, Array]:
+        numbers = {}
+        if method.log_joint is not None and (prior := prior_at(method, state)) is not None:
+            z = prior.sample(stream(key, "z"), (len(x),))
+            numbers |= {"z": z, "log_joint": method.log_joint(state, x, z)}
+        if method.log_likelihood is not None:
+            numbers["log_likelihood"] = method.log_likelihood(key, state, x)
+        if method.encode is not None:
+            numbers["encode"] = method.encode(key, state, x).z
+        if method.adversary is not None:
+            numbers["adversary"] = method.adversary(key, state, x).loss
+        return numbers
+
+    found = jax.device_get(jax.jit(found, compiler_options=RUN_ONCE)(state))
+    return {name: [float(f"{value:.3g}") for value in np.ravel(values)] for name, values in found.items()}
 
 
 def over_examples(function: Callable, devices: list | None = None) -> Callable:
@@ -296,6 +336,7 @@ def by_blocks(
     block: int,
     folder: pathlib.Path | None,
     describe: Callable[[PyTree], str],
+    digest: Callable[[int, int], int] | None = None,
     quiet: bool = False,
 ) -> PyTree:
     """Evaluates examples 0 to `count` - 1 block by block, beginning after those whose results `folder` holds.
@@ -309,6 +350,7 @@ def by_blocks(
       block: examples per call, always as many, so that one program is compiled.
       folder: where each block's results are kept, an .npz file with the NamedTuple's fields; None: nowhere.
       describe: a few words of progress on the results of the examples so far.
+      digest: of the examples from one number to another, by which results of other examples are not taken for theirs.
       quiet: no progress.
 
     Returns:
@@ -322,7 +364,10 @@ def by_blocks(
     while folder is not None and done < count and (path := folder / f"{done:07}.npz").exists():
         try:
             with np.load(path) as arrays:
-                parts.append({field: arrays[field] for field in fields})
+                part = {field: arrays[field] for field in fields}
+                if digest is not None and int(arrays[EXAMPLES]) != digest(done, done + len(part[fields[0]])):
+                    break
+                parts.append(part)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             damaged = path
             break
@@ -348,8 +393,9 @@ def by_blocks(
                     parts.append({field: values[: count - done] for field, values in found.items()})
                     if folder is not None and processes.first():
                         partial = folder / f"{done:07}.partial"
+                        of = {} if digest is None else {EXAMPLES: digest(done, done + len(parts[-1][fields[0]]))}
                         with partial.open("wb") as file:
-                            np.savez(file, **parts[-1])
+                            np.savez(file, **parts[-1], **of)
                         partial.rename(folder / f"{done:07}.npz")
                     done += len(parts[-1][fields[0]])
                 if not quiet and (done >= count or time.monotonic() - reported > SECONDS_BETWEEN_REPORTS):

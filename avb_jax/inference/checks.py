@@ -240,7 +240,8 @@ def _log_weights(
 
     def log_near(mode: Array, jacobian: Array, precision: Array) -> Array:
         away = u - mode
-        square = jnp.sum(jnp.square(away), axis=-1) + jnp.sum(jnp.square(away @ jacobian.T), axis=-1)
+        moved = jnp.matmul(away, jacobian.T, precision=jax.lax.Precision.HIGHEST)
+        square = jnp.sum(jnp.square(away), axis=-1) + jnp.sum(jnp.square(moved), axis=-1)
         return constant - 0.5 * square + 0.5 * jnp.linalg.slogdet(precision)[1]
 
     modes_of = jax.nn.logsumexp(jax.vmap(log_near)(modes, jacobians, precisions), axis=0) - jnp.log(1.0 * starts)

@@ -1,6 +1,7 @@
 """What a fit gives back: draws, numbers, a file, an ArviZ object."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,7 +141,9 @@ class Fit:
             shape = jax.ShapeDtypeStruct((*export.symbolic_shape("count"), size), jnp.float32)
             exported = export.export(jax.jit(function), platforms=PLATFORMS)(shape)
             (folder / file).write_bytes(exported.serialize())
-        about = {"dim": self.dim, "noise_dim": self.noise_dim, "diagnostics": self.diagnostics._asdict()}
+        numbers = self.diagnostics._asdict()
+        absent = [name for name, value in numbers.items() if value is None]  # JSON has null for what is not finite, too
+        about = {"dim": self.dim, "noise_dim": self.noise_dim, "diagnostics": numbers, "absent": absent}
         write_json(folder / ABOUT, about)
 
 
@@ -161,4 +164,6 @@ def load(folder: str | pathlib.Path) -> Fit:
         except Exception:  # whatever a reader of a flat buffer does with what is none
             raise UserError(f"{folder / file}: is not what Fit.save wrote; save the fit again") from None
 
-    return Fit(about["dim"], about["noise_dim"], read(DRAW), read(CONSTRAIN), Diagnostics(**about["diagnostics"]))
+    numbers, absent = about["diagnostics"], about.get("absent", list(about["diagnostics"]))
+    numbers = {name: math.nan if value is None and name not in absent else value for name, value in numbers.items()}
+    return Fit(about["dim"], about["noise_dim"], read(DRAW), read(CONSTRAIN), Diagnostics(**numbers))

@@ -32,6 +32,7 @@ class Watch(Callback):
         self._folder = None if run.workdir is None else run.workdir / "best" / run.name
         if self._folder is None:
             return
+        checkpoints.sweep(self._folder)
         checkpoints.remove(self._folder, [step for step in checkpoints.steps(self._folder) if step > run.start])
 
     def checkpoint(self, step: int, state: State) -> bool:

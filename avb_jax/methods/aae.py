@@ -52,7 +52,7 @@ def aae(
     inner = avb(
         encoder,
         decoder,
-        _blind(as_network(adversary)),
+        _blind(adversary),
         prior=prior,
         likelihood=likelihood,
         optimizers=optimizers,
@@ -83,10 +83,12 @@ def aae(
     )
 
 
-def _blind(adversary: Network) -> Network:
+def _blind(adversary: Any) -> Network | None:
     """The adversary with x = 0 in the place of every x."""
+    if (network := as_network(adversary)) is None:
+        return None
 
     def apply(variables: dict, x: Array, z: Array, *, train: bool):
-        return adversary.apply(variables, jnp.zeros_like(x), z, train=train)
+        return network.apply(variables, jnp.zeros_like(x), z, train=train)
 
-    return adversary._replace(apply=apply)
+    return network._replace(apply=apply)

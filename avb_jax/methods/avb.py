@@ -117,7 +117,7 @@ def negative_elbo_adversarial(
         collections.encoder,
         draws,
         train=train,
-        weighted=importance_weighted,
+        weighted=beta if importance_weighted else None,
     )
     z = drawn.z if importance_weighted else drawn.z[:1]
     reconstruction, decoder = generator.reconstruction(

@@ -95,9 +95,10 @@ def evaluate_images(
     return jax.tree.map(lambda a: a.reshape(*everything.shape[:2], *a.shape[1:]), output), collections
 
 
-def of_images(adversary: Any) -> Network:
+def of_images(adversary: Any) -> Network | None:
     """An adversary of images alone, x [B, ...] -> T [B], as one of pairs that does not see z."""
-    network = as_network(adversary)
+    if (network := as_network(adversary)) is None:
+        return None
 
     def init(key: Array, x: Array, z: Array) -> dict:
         del z

@@ -112,7 +112,10 @@ def iwhvi(
     Raises:
       UserError: a setting out of its range.
     """
-    check_settings(inner_draws=at_least(inner_draws, 1))
+    check_settings(
+        inner_draws=at_least(inner_draws, 1),
+        reverse_model=(reverse_model, reverse_model is not None, "a network, such as networks.ReverseModel"),
+    )
 
     return method_of_bound(
         "iwhvi",

@@ -118,15 +118,14 @@ def uivi(
         leapfrog_steps=at_least(leapfrog_steps, 1),
         step_size=(step_size, step_size > 0, "positive"),
     )
-    network, latent_dim = as_network(encoder), prior.event_shape[0]
+    network = as_network(encoder)
 
     def with_chains(key: Array, state: State, draws: Draws) -> Draws:
         x = draws.x
 
         def encode(x: Array, noise: Array):
-            return players.encode(network, state.params.encoder, state.collections.encoder, x, noise, latent_dim, train=False)[
-                0
-            ]
+            of_encoder = state.params.encoder, state.collections.encoder
+            return players.encode(network, *of_encoder, x, noise, prior.event_shape[0], train=False)[0]
 
         posterior = encode(x, draws.noise[:1])
         check_semi_implicit(posterior, Players(network))

@@ -162,7 +162,11 @@ def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks
     by_device = NamedSharding(jax.make_mesh((count,), (AXIS,), devices=devices), PartitionSpec(AXIS))
 
     def place(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jax.device_put(np.broadcast_to(a, (count, *np.shape(a))), by_device), tree)
+        def copies(a: Array) -> Array:
+            keys = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)  # in a network's collections, which NumPy does not know
+            return (jnp if keys else np).broadcast_to(a, (count, *np.shape(a)))
+
+        return jax.tree.map(lambda a: jax.device_put(copies(a), by_device), tree)
 
     def first(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda a: a[0], tree)

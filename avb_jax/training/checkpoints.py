@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from avb_jax import processes
-from avb_jax.types import State, UserError
+from avb_jax.types import Array, PyTree, State, UserError
 
 FORMAT = 1
 KEPT = 2
@@ -50,7 +50,7 @@ def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT, before
     if step not in steps(folder):
         path = folder.absolute() / f"{step}{_UNFINISHED}"
         try:
-            ocp.save(path / "state", state)  # by all processes
+            ocp.save(path / "state", key_data(state))  # by all processes
         except (OSError, ValueError, RuntimeError) as error:
             full = "No space left on device" in str(error)
             reason = "no space is left on the device" if full else (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -88,7 +88,7 @@ def keep(folder: pathlib.Path, step: int, to: pathlib.Path, found: dict[str, Any
 
     path = to / f"{step}{_UNFINISHED}"
     try:
-        _sweep(to)
+        sweep(to)
         written = folder / f"{step}{_UNFINISHED}"  # where `save` is about to let it count
         shutil.copytree(written if written.exists() else folder / str(step), path, copy_function=shared)
         (path / "found.json").write_text(json.dumps(found) + "\n")
@@ -143,10 +143,11 @@ def tidy(folder: pathlib.Path, step: int) -> None:
         if later > step:
             shutil.rmtree(folder / f"{later}{_DAMAGED}", ignore_errors=True)
             (folder / str(later)).rename(folder / f"{later}{_DAMAGED}")
-    _sweep(folder)
+    sweep(folder)
 
 
-def _sweep(folder: pathlib.Path) -> None:
+def sweep(folder: pathlib.Path) -> None:
+    """Clears away what a killed process left half written."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in (_UNFINISHED, _REMOVED):
             shutil.rmtree(path, ignore_errors=True)
@@ -181,7 +182,8 @@ def _load(path: pathlib.Path, like: State) -> State:
     for name, digest in about["files"].items():
         if found.get(name) != digest:
             raise Damaged(f"state/{name} {'has changed' if name in found else 'is missing'}")
-    like, arrays = jax.tree.map(jnp.asarray, like), about["arrays"]
+    placed, arrays = jax.tree.map(jnp.asarray, like), about["arrays"]
+    like = key_data(placed)
     leaves = jax.tree_util.tree_leaves_with_path(like)
     expected = {jax.tree_util.keystr(at): [list(leaf.shape), str(leaf.dtype)] for at, leaf in leaves}
     for name in sorted({*expected, *arrays}):
@@ -192,15 +194,32 @@ def _load(path: pathlib.Path, like: State) -> State:
                 f"{' '.join(map(str, here))} here; use the settings that it was trained with, or another workdir"
             )
     of_numpy = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), like)  # which any process reads
-    state = ocp.load(path / "state", of_numpy)
+    try:
+        state = ocp.load(path / "state", of_numpy)
+    except (OSError, ValueError) as error:  # removed while it was read, say
+        raise Damaged(f"state cannot be read: {str(error).splitlines()[0][:100]}") from None
     for at, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(at)
         if _digest(np.ascontiguousarray(leaf)) != arrays[name][2]:
             raise Damaged(f"State{name} is not what was written")
-    return jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), state, like)
+
+    def place(leaf: np.ndarray, a: Array) -> Array:
+        return jax.device_put(jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(a)) if _keys(a) else leaf, a.sharding)
+
+    return jax.tree.map(place, state, placed)
+
+
+def key_data(tree: PyTree) -> PyTree:
+    """The tree with numbers in the place of keys of random numbers, which networks may have among their collections."""
+    return jax.tree.map(lambda a: jax.random.key_data(a) if _keys(a) else a, tree)
+
+
+def _keys(a: Any) -> bool:
+    return isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
 
 
 def _about(state: State, folder: pathlib.Path) -> dict[str, Any]:
+    state = key_data(state)
     arrays = {
         jax.tree_util.keystr(at): [list(leaf.shape), str(leaf.dtype), _digest(np.ascontiguousarray(leaf))]
         for at, leaf in jax.tree_util.tree_leaves_with_path(state)

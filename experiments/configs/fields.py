@@ -27,7 +27,10 @@ TRAINING = {
     "seed": Field(0, "seed of everything random"),
     "num_seeds": Field(1, "runs trained side by side, from a seed each"),
     "parallel": Field("auto", "how devices are used: auto, jit (one), sharded or pmap"),
-    "precision": Field("float32", "of what the networks compute: float32 or bfloat16; params and losses stay in float32"),
+    "precision": Field(
+        "float32",
+        "of what the networks compute: float32, or bfloat16 with params and losses in float32; not where these are densities",
+    ),
     "rematerialize": Field(False, "networks compute again in the backward pass what they would have kept: memory for time"),
     "profile": Field(False, "a trace of the second and third block of steps, in profile/"),
     "latent_dim": Field(8, "numbers of a code z"),

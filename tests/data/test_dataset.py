@@ -156,6 +156,15 @@ def test_whatever_is_given_is_refused_or_finite_in_float32(train, how):
     assert x[0].shape == train.shape
 
 
+def test_a_memory_mapped_array_stays_on_the_disk(tmp_path):
+    """A training then reads it batch by batch."""
+    for dtype in (np.uint8, np.float32):
+        np.save(tmp_path / "x.npy", np.arange(24, dtype=dtype).reshape(6, 4))
+        mapped = data.from_arrays(np.load(tmp_path / "x.npy", mmap_mode="r"))
+        assert isinstance(mapped.train, np.memmap)
+        assert mapped.train.filename is not None
+
+
 def test_arrays_of_any_honest_type():
     for images in (np.eye(4, dtype=bool), np.eye(4, dtype=np.int64), np.eye(4, dtype=np.uint8), np.eye(4)):
         dataset = data.from_arrays(images)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro import distributions as dist
 
 import avb_jax
 from avb_jax import UserError, networks
@@ -146,6 +147,13 @@ def test_nothing_to_compare(name, data):
     run = looked(small_method(name), data, None)
     assert not run.numbers
     assert not run.notes
+
+
+def test_a_prior_that_no_gaussian_fits_has_no_bound_to_compare():
+    """Training goes on without it."""
+    method = game.method(prior=dist.Uniform(-jnp.ones(2), 1).to_event(1))
+    run = looked(method, from_arrays(game.points(8), game.points(4)), None)
+    assert not run.numbers
 
 
 def test_no_images():

@@ -60,21 +60,21 @@ def test_errors_of_float32_are_summed_in_float64():
 
 
 def test_seeds_by_hand():
-    """The error over seeds, and those over examples added up as of independent means."""
+    """The error over seeds, the estimator's own as of independent means, and at most the mean of those over examples."""
     number, other = mean(np.array([1.0, 2.0, 6.0]), np.array([0.3, 0.4, 1.2])), Number(7.0, 4, 2.0, 0.1)
     assert combine([number, other]).to_json() == {
         "mean": 5.0,
         "standard_error": pytest.approx(2.0),
         "per_seed": [3.0, 7.0],
         "examples": 3,
-        "examples_standard_error": pytest.approx(np.sqrt(7 / 3 + 4) / 2),
+        "examples_standard_error": pytest.approx((np.sqrt(7 / 3) + 2) / 2),
         "estimator_standard_error": pytest.approx(np.hypot(1.3 / 3, 0.1) / 2),
     }
     assert combine([Number(1.0)]).to_json() == {"mean": 1.0, "standard_error": None, "per_seed": [1.0]}
     three = combine([Number(1.0), Number(2.0), Number(6.0)])
     assert three.seeds_error == pytest.approx(np.sqrt(7 / 3))
     without = combine([other, Number(1.0, 4, 2.0)])
-    assert (without.examples_error, without.estimator_error) == (pytest.approx(np.sqrt(2)), None)
+    assert (without.examples_error, without.estimator_error) == (pytest.approx(2.0), None)
 
 
 def test_seeds_and_examples():
@@ -84,6 +84,8 @@ def test_seeds_and_examples():
     assert combine([one]).per_example.shape == (1, 2)
     assert combine([one], seeds=False).per_example.shape == (2,)
     assert combine([one, Number(1.0)]).per_example is None
+    assert combine([one, two]).examples_error == pytest.approx(0.75)  # of the examples' means over seeds, 2.0 and 3.5
+    assert combine([one, one]).examples_error == one.examples_error  # more seeds do not make more examples
 
 
 def test_a_seed_that_is_not_finite():

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import avb_jax
-from avb_jax import Diverged, Interrupted, UserError
+from avb_jax import Diverged, Interrupted, UserError, distributions
 from avb_jax.data import Dataset, from_arrays
 from avb_jax.evaluation import AIS, BDMC, ELBO, KNN, Estimator, ImportanceSampling, Moments, Quadrature
 from avb_jax.evaluation import run as running
 from avb_jax.evaluation.estimator import mean
 from avb_jax.evaluation.run import by_blocks, evaluate, keep_folder, over_examples
+from avb_jax.locks import locked
 from tests.conftest import small_method
 from tests.evaluation import game
 from tests.evaluation.common import KEY, over
@@ -257,6 +258,48 @@ def test_results_are_of_the_state_the_data_and_the_seed(tmp_path):
     assert of() == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == written
     assert {path.parent for path in written} == {tmp_path / "evaluation" / "avb-0" / "importance"}
+
+
+def test_results_are_of_the_method_and_of_all_examples(tmp_path):
+    """Also where it differs in what no State has, its likelihood, and they after the first sixteen."""
+    x = np.array(game.points(24))
+
+    def of(sigma=game.SIGMA, x=x, folder=tmp_path):
+        made = game.method(likelihood=distributions.gaussian(sigma))
+        return evaluate(made, game.state(), x, [ImportanceSampling(samples=5)], quiet=True, workdir=folder).to_json()
+
+    first, changed = of(), x.copy()
+    changed[20] += 1.0
+    for other in ({"sigma": 2 * game.SIGMA}, {"x": changed}):
+        assert of(**other) == of(**other, folder=None) != first
+    assert of() == first
+
+
+def test_a_state_of_other_seeds_is_refused():
+    """JAX takes an index beyond the end for the last one."""
+    three, x = jax.tree.map(lambda a: jnp.stack([a, a, a]), game.state()), game.points(4)
+    for state, num_seeds, message in (
+        (three, 5, "num_seeds=5: the State has 3 seeds; give 3"),
+        (three, None, "num_seeds=None: the State has 3 seeds; give 3"),
+        (game.state(), 1, "num_seeds=1: the State has no axis of seeds; give None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(game.method(), state, x, [ImportanceSampling(samples=2)], num_seeds=num_seeds, quiet=True)
+
+
+class Locking(MeanMass):
+    """An estimator that sees whether others may write where it does."""
+
+    def run(self, subject):
+        with pytest.raises(UserError, match="writes to it"), locked(subject.folder / "evaluation", "workdir"):
+            pass
+        return super().run(subject)
+
+
+def test_one_evaluation_at_a_time_writes_to_a_workdir(tmp_path):
+    evaluate(game.method(), game.state(), game.points(4), [Locking()], quiet=True, workdir=tmp_path)
+    with locked(tmp_path / "evaluation", "workdir"):
+        pass
 
 
 ANNEALED = {"chains": 2, "temperatures": 3, "leapfrog_steps": 2}

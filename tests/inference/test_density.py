@@ -9,7 +9,8 @@ from flax import linen as nn
 from scipy import stats
 
 from avb_jax import Players, Posterior, UserError, inference, networks
-from avb_jax.inference.density import LEAST, STEEPEST, Density
+from avb_jax.contrast import GaussianContrast, PriorContrast
+from avb_jax.inference.density import LEAST, STEEPEST, Density, LogDensityNetwork
 from tests.inference.densities import gaussian
 
 KEY = jax.random.key(11)
@@ -52,6 +53,15 @@ def test_where_there_is_no_density_nothing_moves():
     expected = [[0.0, 0.0], [-1.0, -4.0], [0.0, 0.0], [0.0, 0.0], [-1e-5 * STEEPEST, -STEEPEST]]
     np.testing.assert_allclose(slopes, expected, rtol=1e-5)
     assert of.log_prob(jnp.array([3.0, 0.0])) == np.float32(LEAST)
+
+
+@pytest.mark.parametrize("contrast", [GaussianContrast(prior_share=0.1), PriorContrast()])
+def test_a_contrast_that_draws_from_the_density_is_refused(contrast):
+    sampler, adversary = networks.Sampler(2, (4,)), LogDensityNetwork((4,))
+    with pytest.raises(UserError, match=r"contrast=.*: must be a GaussianContrast without a prior_share"):
+        inference.density_method(
+            lambda z: -jnp.sum(z**2), 2, sampler, adversary, optimizers=optax.sgd(1.0), noise_dim=4, contrast=contrast
+        )
 
 
 def test_a_density_is_a_method(bent):

@@ -1,5 +1,6 @@
 """AVB and SIVI for given densities: what is known of them in closed form or by quadrature."""
 
+import dataclasses
 import re
 
 import jax
@@ -154,6 +155,24 @@ def test_draws_are_resampled_by_their_weights(untrained):
 
 
 TINY = {"steps": 20, "batch_size": 16, "widths": (8,), "adversary_widths": (8,), "quiet": True}
+
+
+def test_numbers_that_are_none_are_read_as_such(tmp_path):
+    """What is not finite is another thing than what is not known."""
+    fit = inference.fit(gaussian, 2, method="sivi", **TINY)
+    bad = fit.diagnostics._replace(elbo_lower=np.nan, log_evidence=np.nan, outside=1.0)
+    dataclasses.replace(fit, diagnostics=bad).save(tmp_path)
+    loaded = inference.load(tmp_path).diagnostics
+    assert loaded.elbo_under_t is None
+    assert (str(loaded), loaded.doubts) == (str(bad), bad.doubts)
+    assert "of q's draws the density is not finite" in loaded.doubts[0]
+
+
+def test_what_a_killed_fit_left_half_written_is_no_matter(tmp_path):
+    options = {**TINY, "steps": 10, "tolerance": 0, "workdir": tmp_path}
+    (tmp_path / "best" / "avb" / "1.unfinished" / "state").mkdir(parents=True)
+    inference.fit(gaussian, 2, **options)
+    assert [path.name for path in (tmp_path / "best" / "avb").iterdir()] == ["10"]
 
 
 @pytest.mark.parametrize("method", ["avb", "sivi"])

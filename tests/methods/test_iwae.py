@@ -81,8 +81,9 @@ class Zero(nn.Module):
         return self.param("t", nn.initializers.zeros, ()) + jnp.zeros(len(z))
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("contrast", [PriorContrast(), GaussianContrast(), GaussianContrast(moment_gradients=True)])
-def test_with_an_exact_t_it_is_iwae(contrast):
+def test_with_an_exact_t_it_is_iwae(contrast, beta):
     """Its value draw by draw, and on average its gradients: of encoder and decoder, though T is held fixed."""
     adversary = ExactLogRatio() if isinstance(contrast, PriorContrast) else Zero()
     game = Game(Gaussian(), adversary, contrast=contrast, importance_weighted=True)
@@ -91,9 +92,9 @@ def test_with_an_exact_t_it_is_iwae(contrast):
     @jax.jit
     def gradients(key):
         draws = game.draw(key, x, 3)
-        exact = jax.value_and_grad(lambda params: loss(params, draws)[0])
+        exact = jax.value_and_grad(lambda params: loss(params, draws, beta=beta)[0])
         value, of_iwae = exact(params)
-        own, of_avb = jax.value_and_grad(lambda params: game.loss(params, draws)[0])(params)
+        own, of_avb = jax.value_and_grad(lambda params: game.loss(params, draws, beta=beta)[0])(params)
         return value, own, of_iwae, of_avb
 
     keys = jax.random.split(jax.random.key(3), 400)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avb_jax import UserError, data
+from avb_jax.data.iterator import Batches
 from avb_jax.training.callbacks import Callback
 from avb_jax.training.loop import train
 from tests.conftest import small_method
@@ -128,6 +129,18 @@ def test_batches_are_all_alike(method):
         train(method, iter([EXAMPLES[:8]]), steps=1, batch_size=4, **OPTIONS)
     with pytest.raises(UserError, match=r"a batch of shape \(8,\); an iterator must give arrays"):
         train(method, iter([EXAMPLES[:8, 0, 0]]), steps=1, **OPTIONS)
+
+
+def test_one_that_fills_one_buffer_again_and_again(method):
+    """Its batches are those of its moments."""
+    buffer = np.zeros((8, 6, 6), np.float32)
+
+    def batches():
+        for number in range(100):
+            buffer[:] = number
+            yield buffer
+
+    np.testing.assert_array_equal(Batches(batches()).take(4)[:, 0, 0, 0], [0, 1, 2, 3])
 
 
 def test_positions_are_kept_with_the_checkpoints(method, tmp_path):
