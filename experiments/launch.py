@@ -311,7 +311,7 @@ def train(
         what = f"{name or method.name}: {config.steps:,} steps of {config.batch_size}{seeds}, {examples}, on {where}"
         print(what, file=sys.stderr)
     state = None
-    if not checkpoints.steps(folder / "checkpoints" / (name or method.name)):
+    if folder is None or not checkpoints.steps(folder / "checkpoints" / (name or method.name)):
         state = beginning(config, name or method.name, method, data)
     return avb_jax.fit(
         method,
