@@ -93,7 +93,7 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
 
     def main(config, folder):
         configs[folder.name] = config.copy_and_resolve_references()
-        workdir.write_json(folder / "config.json", {field: config[field] for field in ("steps", "batch_size", "num_seeds")})
+        workdir.write_json(folder / "config.json", {field: config[field] for field in ("batch_size", "num_seeds")})
         line = {"method": config.method, "examples_per_second": 100.0}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         return {config.method: {"reconstruction_rmse_pixels": {"mean": 0.5}, "unknown": 1}}
@@ -108,7 +108,8 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
 
     def load(options, folder, name):
         run = build.Run(configs[folder.name], name, small_method(name), None, 3)
-        return run, small_method(name).init(compare.jax.random.key(0), np.zeros((2, 6, 6))), 3
+        state = small_method(name).init(compare.jax.random.key(0), np.zeros((2, 6, 6)))
+        return run, state._replace(step=np.full(3, 60)), 3  # `patience` ended it
 
     monkeypatch.setattr(compare.avb_jax, "evaluate", evaluated)
     monkeypatch.setattr(compare.evaluate, "load", load)
@@ -124,8 +125,8 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     assert asked == [("avb", ["ais", "optimality"]), ("vae", ["ais"]), ("gan", [])]  # a GAN has no likelihood
     assert {name: row["under_t"] for name, row in rows.items()} == {"avb": True, "vae": False, "gan": False}
     for row in rows.values():
-        assert (row["steps"], row["seeds"], row["reconstruction_rmse_pixels"]["mean"]) == (70, 3, 0.5)
-        assert row["minutes"] == pytest.approx(70 * 8 * 3 / 100 / 60)
+        assert (row["steps"], row["seeds"], row["reconstruction_rmse_pixels"]["mean"]) == (60, 3, 0.5)
+        assert row["minutes"] == pytest.approx(60 * 8 * 3 / 100 / 60)
         assert "unknown" not in row
     assert "difference" not in rows["vae"]
     assert "difference" not in rows["gan"]
@@ -178,11 +179,11 @@ def test_seconds_become_steps_once(tmp_path):
 
 def test_minutes_are_those_of_unequal_rates(tmp_path):
     """Two blocks of 10 and of 40 examples a second, 100 examples each, take 12.5 seconds; compiling ones have no rate."""
-    (tmp_path / "config.json").write_text(json.dumps({"steps": 20, "batch_size": 10, "num_seeds": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({"batch_size": 10, "num_seeds": 1}))
     lines = [{"method": "vae", "examples_per_second": rate} for rate in (10.0, None, 40.0)]
     lines.append({"method": "avb", "examples_per_second": 1.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert compare.minutes(tmp_path, "vae") == pytest.approx(12.5 / 60)
+    assert compare.minutes(tmp_path, "vae", 20) == pytest.approx(12.5 / 60)
 
 
 def test_the_table():
