@@ -39,7 +39,7 @@ def draw(
     """
     found, state = of_run(run, method, data_dir, step)
     path = path or run / "figures" / f"{found.name}_{figure}.png"
-    return figures.save(path, figures.draw(figure, found.method, state, found.data, seed, f"{run.name}, {found.name}"))
+    return figures.save(path, figures.draw(figure, found.method, state, found.data, seed, figures.titled(run, found.name)))
 
 
 def of_run(run: pathlib.Path, method: str = "", data_dir: str = "", step: int | str | None = None) -> tuple[build.Run, State]:

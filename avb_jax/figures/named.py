@@ -100,6 +100,11 @@ def codes(key: Array, method: Method, state: State, data: Dataset, title: str) -
     return plots.codes(z, labels, f"{title}: {caption}", names)
 
 
+def titled(run: pathlib.Path | None, method: str) -> str:
+    """A run's folder, where it has one of another name, and its method."""
+    return method if run is None or run.name == method else f"{run.name}, {method}"
+
+
 class Pictures(Callback):
     """At each checkpoint draws the first seed's run; with two latents also the plane and the codes, and at the end a film."""
 
@@ -112,7 +117,7 @@ class Pictures(Callback):
         for figure in self._figures:
             if lacks(figure, run.method) or (figure == "codes" and lacks("latent_plane", run.method)):
                 continue
-            of_run = run.name if run.workdir is None else f"{run.workdir.name}, {run.name}"
+            of_run = titled(run.workdir, run.name)
             picture = draw(figure, run.method, run.per_seed(state)[0], run.data, name=of_run)
             path = save(self._folder / f"{run.name}_{figure}_{step:06}.png", picture)
             run.show(step, figure, path)

@@ -142,7 +142,7 @@ def test_pictures_say_of_which_run_they_are(trained, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(named, "draw", lambda *given, name: titles.append(name))
     monkeypatch.setattr(named, "save", lambda path, picture: path)
-    for folder, expected in ((tmp_path / "mnist-20260101", "mnist-20260101, avb"), (None, "avb")):
+    for folder, expected in ((tmp_path / "mnist-20260101", "mnist-20260101, avb"), (tmp_path / "avb", "avb"), (None, "avb")):
         pictures = named.Pictures(tmp_path / "figures", ("samples",))
         pictures.start(Run("avb", method, dataset, 2, 0, 4, None, 0, folder))
         pictures.checkpoint(1, state)
