@@ -150,9 +150,7 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
 def _avb(config, parts: Parts) -> Method:
     options = config.contrast
     encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
-    if config.encoder.kind == "semi_implicit":
-        encoder, noise_dim = _semi_implicit(config, parts)
-    elif options.kind == "gaussian" and options.bases:
+    if options.kind == "gaussian" and options.bases:
         encoder = networks.MomentEncoder(
             parts.trunk,
             config.latent_dim,
@@ -162,9 +160,11 @@ def _avb(config, parts: Parts) -> Method:
             config.network.head_scale,
         )
         noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
-    exact = config.encoder.kind == "semi_implicit"
+    encoder = computing(config, encoder)
+    if config.encoder.kind == "semi_implicit":
+        encoder, noise_dim = _semi_implicit(config, parts)
     return avb_jax.avb(
-        _in_float32(config, "a semi-implicit encoder", encoder) if exact else computing(config, encoder),
+        encoder,
         parts.decoder,
         parts.pairs,
         contrast=_contrast(options),
@@ -192,7 +192,7 @@ def _contrast(options) -> contrast.Contrast:
     )
 
 
-def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
+def _semi_implicit(config, parts: Parts) -> tuple[nn.Module | Network, int]:
     """The encoder, and how much noise it takes."""
     options = config.encoder
     encoder = networks.SemiImplicitEncoder(
@@ -204,13 +204,13 @@ def _semi_implicit(config, parts: Parts) -> tuple[nn.Module, int]:
         options.smallest_std,
         options.noise_scale,
     )
-    return encoder, config.latent_dim + config.noise_dim
+    return _in_float32(config, "a semi-implicit encoder", encoder), config.latent_dim + config.noise_dim
 
 
 def _sivi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
     return avb_jax.sivi(
-        _in_float32(config, "a semi-implicit encoder", encoder),
+        encoder,
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
@@ -223,7 +223,7 @@ def _sivi(config, parts: Parts) -> Method:
 def _uivi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
     return avb_jax.uivi(
-        _in_float32(config, "a semi-implicit encoder", encoder),
+        encoder,
         parts.decoder,
         likelihood=parts.likelihood,
         noise_dim=noise_dim,
@@ -237,7 +237,7 @@ def _iwhvi(config, parts: Parts) -> Method:
     encoder, noise_dim = _semi_implicit(config, parts)
     reverse = networks.ReverseModel(parts.trunk, noise_dim, tuple(config.encoder.widths), activation_of(config))
     return avb_jax.iwhvi(
-        _in_float32(config, "a semi-implicit encoder", encoder),
+        encoder,
         parts.decoder,
         computing(config, reverse),
         likelihood=parts.likelihood,
@@ -268,10 +268,8 @@ def _known(name: str) -> Callable:
 
     def build(config, parts: Parts) -> Method:
         encoder, noise_dim = _explicit_encoder(config, parts)
-        gaussian = config.posterior.kind == "diagonal"
-        of_kind = f"posterior.kind={config.posterior.kind!r}"
         return getattr(avb_jax, name)(
-            computing(config, encoder) if gaussian else _in_float32(config, of_kind, encoder),
+            encoder,
             parts.decoder,
             likelihood=parts.likelihood,
             noise_dim=noise_dim,
@@ -283,7 +281,7 @@ def _known(name: str) -> Callable:
     return build
 
 
-def _explicit_encoder(config, parts: Parts) -> tuple[nn.Module, int]:
+def _explicit_encoder(config, parts: Parts) -> tuple[nn.Module | Network, int]:
     """The encoder, and how much noise it takes."""
     kind, options = config.posterior.kind, config.posterior
     more = {"flows": options.flows, "widths": tuple(options.widths)}
@@ -292,6 +290,7 @@ def _explicit_encoder(config, parts: Parts) -> tuple[nn.Module, int]:
         more = {"widths": tuple(widths), "activation": activation_of(config)}
     more = {field: value for field, value in more.items() if field in POSTERIORS[kind].__dataclass_fields__}
     encoder = POSTERIORS[kind](parts.trunk, config.latent_dim, head_scale=config.network.head_scale, **more)
+    encoder = computing(config, encoder) if kind == "diagonal" else _in_float32(config, f"posterior.kind={kind!r}", encoder)
     return encoder, config.latent_dim + (config.noise_dim if kind == "auxiliary" else 0)
 
 

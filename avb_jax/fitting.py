@@ -217,7 +217,7 @@ def start_from(other: State, state: State) -> tuple[State, list[str]]:
       The State, to `fit` with, and the names of the players taken.
 
     Raises:
-      UserError: none can be, with the first array of the encoder or the decoder that is in the way.
+      UserError: none can be, with the first array of each player that is in the way.
 
     Example:
       >>> import avb_jax, optax

@@ -16,7 +16,7 @@ import avb_jax
 from avb_jax import Report, State, UserError, build, evaluation
 from avb_jax.evaluation import ais
 from avb_jax.evaluation.estimator import Estimator
-from avb_jax.figures import plots, save
+from avb_jax.figures import plots, save, titled
 from avb_jax.fitting import restore
 from avb_jax.training import workdir
 from avb_jax.training.loop import initial_state
@@ -168,10 +168,10 @@ def load(options: ml_collections.ConfigDict, folder: pathlib.Path, name: str) ->
 
 def draw(report: Report, folder: pathlib.Path, options: ml_collections.ConfigDict) -> None:
     """Figures of what the last seed's estimators found per example."""
-    found, run = report.results[-1], folder.parent.name
+    found = report.results[-1]
 
     def write(name: str, figure) -> None:
-        save(folder / f"{report.name}_{name}.png", figure, f"{run}, {report.name}")
+        save(folder / f"{report.name}_{name}.png", figure, titled(folder.parent, report.name))
 
     if "ais" in found:
         finite = np.isfinite(found["ais"].log_weight).all(axis=1)

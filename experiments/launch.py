@@ -350,10 +350,12 @@ def beginning(config: ml_collections.ConfigDict, name: str, method: Method, data
     """The State that a new run begins with by `restore_from` or `start_from`; None for the method's own.
 
     Raises:
-      UserError: there is none, or it is of another model.
+      UserError: there is none, or it is of another model; or both are given.
     """
     if not (config.restore_from or config.start_from):
         return None
+    if config.restore_from and config.start_from:
+        raise UserError(f"start_from={config.start_from}: restore_from is given as well; leave one of them out")
     state = initial_state(method, data, config.seed, config.num_seeds)
     if config.restore_from:
         folder, step = run_and_step(config.restore_from)

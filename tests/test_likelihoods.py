@@ -8,7 +8,7 @@ import pytest
 from numpyro import distributions as dist
 
 import avb_jax
-from avb_jax import data, distributions, networks
+from avb_jax import data, distributions, models, networks
 from avb_jax.training.loop import check_values, initial_state, train
 
 KEY = jax.random.key(4)
@@ -85,6 +85,13 @@ def method_for(name, output_shape, likelihood):
         return avb_jax.vae(networks.GaussianEncoder(trunk, 2, head_scale=0.01), decoder, noise_dim=2, **common)
     adversary = networks.InnerProductAdversary(networks.MLP((8,), input_rank=rank), networks.MLP((8,)), 4)
     return avb_jax.avb(networks.BlackBoxEncoder(trunk, 2), decoder, adversary, noise_dim=3, **common)
+
+
+def test_categories_are_drawn_since_they_have_no_mean():
+    """NumPyro's mean of them is no number."""
+    of_x = dist.Categorical(logits=jnp.zeros((50, 3, 4))).to_event(1)
+    assert not models.has_mean(of_x)
+    assert set(np.unique(models.images_of(KEY, of_x))) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("name", "kind"), [*(("vae", kind) for kind in LIKELIHOODS), ("avb", "real"), ("avb", "categories")])

@@ -154,6 +154,8 @@ def test_a_prior_comes_to_where_the_codes_are():
     report = avb_jax.evaluate(
         method, state, x[:8], [Quadrature(), avb_jax.evaluation.ImportanceSampling(), avb_jax.evaluation.ELBO()], quiet=True
     )
+    annealed = avb_jax.evaluation.AIS(chains=2, temperatures=3, leapfrog_steps=2, initial="prior")  # which has no variance
+    assert np.isfinite(avb_jax.evaluate(method, state, x[:2], [annealed], quiet=True)["log_likelihood", "ais"].mean)
     exact = report["log_likelihood", "quadrature"].mean
     assert report["elbo", "density"].mean < exact + 0.01
     assert report["log_likelihood", "importance"].mean == pytest.approx(exact, abs=0.05)

@@ -30,14 +30,19 @@ def scaled(scale: float) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
-def joined(features: Array, others: dict[str, Array], widths: Sequence[int], activation: Callable[[Array], Array]) -> Array:
-    """Layers of the calling module, the first of which adds up x's features and `others`, by name; none without widths."""
+def joined(
+    features: Array, others: dict[str, tuple[Array, float]], widths: Sequence[int], activation: Callable[[Array], Array]
+) -> Array:
+    """Layers of the calling module behind x's features [B, F]; none without widths.
+
+    The first reads `others` [..., B, N], too, each by kernels of its name and of variance scale / N, the scale given with it.
+    """
     if not widths:
         return features
     first, *behind = widths
     h = nn.Dense(first, name="of_x")(features)
-    for name, (other, kernel_init) in others.items():
-        h += nn.Dense(first, use_bias=False, kernel_init=kernel_init, name=name)(other)
+    for name, (other, scale) in others.items():
+        h += nn.Dense(first, use_bias=False, kernel_init=scaled(scale), name=name)(other)
     return MLP(behind, activation, name="joint")(activation(h))
 
 
@@ -112,8 +117,8 @@ class SemiImplicitEncoder(nn.Module):
                 f"noise_dim={noise.shape[-1]}: SemiImplicitEncoder needs latent_dim={self.latent_dim} numbers for n and at "
                 f"least one for u; set it to {self.latent_dim + 1} or more"
             )
-        of_u = {"of_u": (u, scaled(self.noise_scale))}
-        h = joined(self.trunk(x, None, train=train), of_u, self.widths, self.activation)
+        others = {"of_u": (u, self.noise_scale)}
+        h = joined(self.trunk(x, None, train=train), others, self.widths, self.activation)
         mean, std = gaussian_heads(h, self.latent_dim, self.head_scale)
         if self.smallest_std:
             std = jnp.sqrt(jnp.square(std) + self.smallest_std**2)
@@ -133,8 +138,7 @@ class ReverseModel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> tuple[Array, Array]:
-        of_z = {"of_z": (z, scaled(1.0))}
-        h = joined(self.trunk(x, None, train=train), of_z, self.widths, self.activation)
+        h = joined(self.trunk(x, None, train=train), {"of_z": (z, 1.0)}, self.widths, self.activation)
         heads = [nn.Dense(self.noise_dim, kernel_init=nn.initializers.zeros, name=name)(h) for name in ("mean", "log_std")]
         return heads[0], jnp.exp(heads[1])
 

@@ -48,9 +48,9 @@ def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT, before
       UserError: it cannot be written; what was there before stays.
     """
     if step not in steps(folder):
-        path = folder.absolute() / f"{step}{_UNFINISHED}"
+        path, state = folder.absolute() / f"{step}{_UNFINISHED}", key_data(state)
         try:
-            ocp.save(path / "state", key_data(state))  # by all processes
+            ocp.save(path / "state", state)  # by all processes
         except (OSError, ValueError, RuntimeError) as error:
             full = "No space left on device" in str(error)
             reason = "no space is left on the device" if full else (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -197,7 +197,7 @@ def _load(path: pathlib.Path, like: State) -> State:
     try:
         state = ocp.load(path / "state", of_numpy)
     except (OSError, ValueError) as error:  # removed while it was read, say
-        raise Damaged(f"state cannot be read: {str(error).splitlines()[0][:100]}") from None
+        raise Damaged(f"state cannot be read ({type(error).__name__})") from None
     for at, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(at)
         if _digest(np.ascontiguousarray(leaf)) != arrays[name][2]:
@@ -219,7 +219,6 @@ def _keys(a: Any) -> bool:
 
 
 def _about(state: State, folder: pathlib.Path) -> dict[str, Any]:
-    state = key_data(state)
     arrays = {
         jax.tree_util.keystr(at): [list(leaf.shape), str(leaf.dtype), _digest(np.ascontiguousarray(leaf))]
         for at, leaf in jax.tree_util.tree_leaves_with_path(state)

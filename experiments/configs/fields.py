@@ -29,7 +29,7 @@ TRAINING = {
     "parallel": Field("auto", "how devices are used: auto, jit (one), sharded or pmap"),
     "precision": Field(
         "float32",
-        "of what the networks compute: float32, or bfloat16 with params and losses in float32; not where these are densities",
+        "of what the networks compute: float32; or bfloat16, with params and losses in float32, where they compute no density",
     ),
     "rematerialize": Field(False, "networks compute again in the backward pass what they would have kept: memory for time"),
     "profile": Field(False, "a trace of the second and third block of steps, in profile/"),
@@ -83,7 +83,7 @@ TRAINING = {
     ),
     "encoder.smallest_std": Field(0.0, "smallest standard deviation of z given a semi-implicit encoder's noise"),
     "encoder.noise_scale": Field(
-        1.0, "variance of a semi-implicit encoder's first kernels behind its noise; near 0, q starts Gaussian"
+        1.0, "variance of a semi-implicit encoder's first kernels that read its noise; near 0, q starts Gaussian"
     ),
     "contrast.kind": Field(
         "prior",

@@ -61,6 +61,7 @@ def test_weights_by_hand():
     # Weights 1 and 3: mean 2, effective 16 / 10, relative variance of the mean (1 + 1) / (2 * 1) / 2^2 = 1 / 4.
     log_mean, error, size = sum_up(jnp.log(jnp.array([1.0, 3.0])))
     np.testing.assert_allclose([log_mean, error, size], [np.log(2), 0.5, 1.6], rtol=1e-5)
+    assert np.isnan(sum_up(jnp.zeros(1)).standard_error)  # a single weight does not say
     log_mean, error, size = sum_up(jnp.zeros(5))
     np.testing.assert_allclose([log_mean, error, size], [0, 0, 5], atol=1e-3)
 

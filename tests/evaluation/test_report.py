@@ -225,6 +225,16 @@ def test_a_comparison_with_a_reference():
         Report.compare(reports, reference="vea")
 
 
+def test_one_seed_is_paired_with_none():
+    """A State of one seed has an axis of it, and one without has not."""
+    numbers = [mean(np.array([1.0, 2.0, 4.0])), mean(np.array([1.0, 1.0, 1.0]))]
+    one, other = (
+        Report(name, {("log_likelihood", "ais"): combine([number], seeds)})
+        for name, number, seeds in zip(("a", "b"), numbers, (True, False), strict=True)
+    )
+    assert "| +1.333 ± 0.882 |" in Report.compare({"a": one, "b": other}, reference="b")
+
+
 def test_several_seeds_are_paired_over_seeds():
     values, reference = np.array([[1.0, 2.0], [3.0, 6.0]]), np.zeros((2, 2))
     difference = paired_difference(values, reference)

@@ -98,6 +98,8 @@ def test_mnist_with_convolutions(tmp_path, idx_folder):
         (["optimizer.decoder_rate=1e30"], None, "is not finite by step"),
         (["data.name=mnist", "data.dir=/nowhere"], None, "data.dir='/nowhere': no such folder"),
         (["restore_from=/nowhere:3"], None, "workdir=/nowhere: no checkpoint of avb"),
+        (["start_from=/nowhere"], None, "start_from=/nowhere: workdir=/nowhere: no run there"),
+        (["restore_from=/a", "start_from=/b"], None, "start_from=/b: restore_from is given as well; leave one of them out"),
         (["seed=4294967297"], None, "seed=4294967297: must be below 2**32"),
     ],
 )

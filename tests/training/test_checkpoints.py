@@ -136,6 +136,22 @@ def test_what_was_not_right_in_memory_is_noticed(folder, monkeypatch):
         checkpoints.restore(folder, LIKE)
 
 
+def test_what_is_removed_while_it_is_read_is_no_state(folder, monkeypatch):
+    """By a training that has saved later ones; what is left is taken."""
+    load = checkpoints.ocp.load
+
+    def removed(path, like):
+        if "/8/" in str(path):
+            raise FileNotFoundError(path)
+        return load(path, like)
+
+    monkeypatch.setattr(checkpoints.ocp, "load", removed)
+    with pytest.warns(
+        RuntimeWarning, match=r"step 8 is damaged \(state cannot be read \(FileNotFoundError\)\): that of step 4"
+    ):
+        chex.assert_trees_all_equal(checkpoints.restore(folder, LIKE), made(4))
+
+
 def test_reading_writes_nothing_and_training_tidies_up(folder):
     """What looks like another process's save in progress stays as it is for those who read."""
     for name in ("12.unfinished", "2.removed", "notes", "16"):
