@@ -5,13 +5,14 @@ The fields are explained in `experiments/configs/common.py`.
 
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import ml_collections
 import optax
+from flax.traverse_util import flatten_dict
 
 import avb_jax
 from avb_jax import contrast, data, distributions, models, networks, priors
@@ -388,11 +389,6 @@ def _kl_weight(config) -> dict[str, Any]:
     return {"beta": config.beta, "beta_warmup": config.beta_warmup}
 
 
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        yield from _flat(value, f"{prefix}{name}.") if hasattr(value, "items") else [(prefix + name, value)]
-
-
 def _in_float32(config, what: str, network: nn.Module) -> nn.Module | Network:
     """A network whose densities are sums that bfloat16 gets wrong by tenths of nats, and more where they are narrow."""
     if config.precision == "bfloat16":
@@ -407,7 +403,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     pick("prior.kind", config.prior.kind, PRIORS)
     pick("posterior.kind", config.posterior.kind, POSTERIORS)
     pick("encoder.kind", config.encoder.kind, ENCODERS)
-    for field, value in _flat(config):
+    for field, value in flatten_dict(config.to_dict(), sep=".").items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{field}={value!r}: must be finite")

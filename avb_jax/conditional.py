@@ -17,8 +17,8 @@ from numpyro.distributions import Distribution, Independent
 from avb_jax.distributions import log_likelihood
 from avb_jax.evaluation.proposal import lacks_all_vectors
 from avb_jax.method import Method, prior_at
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.models import has_mean
+from avb_jax.settings import at_least, check_settings
 from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 

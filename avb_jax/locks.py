@@ -16,13 +16,14 @@ except ImportError:  # Windows has no such locks
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, field: str, wait: bool = False) -> Iterator[None]:
+def locked(folder: pathlib.Path, field: str, wait: bool = False, file_name: str = ".lock") -> Iterator[None]:
     """Keeps others who lock the folder out of it until this process leaves it, however it does; readers may come in.
 
     Args:
       folder: made where it is missing.
       field: the argument that names it, for messages.
       wait: for another process to leave it, which is said.
+      file_name: of the lock; who locks by another name stays in.
 
     Raises:
       UserError: nothing can be written there, or another process is in it.
@@ -30,7 +31,7 @@ def locked(folder: pathlib.Path, field: str, wait: bool = False) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder / ".lock").open("a+"))
+            file = stack.enter_context((folder / file_name).open("a+"))
         except OSError as error:
             raise UserError(f"{field}={folder}: cannot be written to ({error.strerror}); use another folder") from None
         try:

@@ -24,6 +24,7 @@ class Method(NamedTuple):
     adversary: Callable | None = None  # (key, state, x, draws=1) -> AdversaryTerms, per example
     fresh_adversary: Callable | None = None  # (optimizer, state) -> a Method that trains a new T on the frozen players
     semi_implicit: bool = False  # whether `encode` gives z's moments given the rest of the encoder's noise
+    bounds_kl: bool = False  # whether the kl of `elbo` is on average too large, where it is not T's
     prior_of: Callable | None = None  # (state) -> p(z) as it is; None: `prior`
     log_likelihood: Callable | None = None  # (key, state, x) -> log p(x) [B], of models without latents; the key dequantises
 

@@ -28,6 +28,7 @@ class Network(NamedTuple):
     shares_x: bool = False
     name: str = "network"  # for messages
     semi_implicit: bool = False  # an encoder whose `Posterior` has conditional moments
+    bounds_log_q: bool = False  # an encoder whose `Posterior` has a log_q that is on average too large
 
 
 def as_network(network: Any) -> Network | None:
@@ -47,8 +48,9 @@ def as_network(network: Any) -> Network | None:
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A Linen module; one whose `__call__` takes `train` is called with it; `shares_x` and `semi_implicit` are its attributes.
+    """A Linen module; one whose `__call__` takes `train` is called with it.
 
+    `shares_x`, `semi_implicit` and `bounds_log_q` are its attributes, where it has them.
     Collections other than params, such as batch statistics, change in training alone.
     """
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
@@ -63,8 +65,8 @@ def from_linen(module: nn.Module) -> Network:
     def init(key: Array, *inputs: Array) -> dict:
         return dict(module.init(key, *inputs, **({"train": False} if takes_train else {})))
 
-    shares_x, semi_implicit = (getattr(module, name, False) for name in ("shares_x", "semi_implicit"))
-    return Network(init, apply, shares_x, type(module).__name__, semi_implicit)
+    flags = {name: getattr(module, name, False) for name in ("shares_x", "semi_implicit", "bounds_log_q")}
+    return Network(init, apply, name=type(module).__name__, **flags)
 
 
 def from_nnx(make: Callable, *, shares_x: bool = False) -> Network:

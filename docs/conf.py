@@ -6,10 +6,11 @@ import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from flax.traverse_util import flatten_dict
+
 from avb_jax import __version__
 from experiments.configs import celeba, eight_schools, evaluate, mnist, synthetic
 from experiments.configs.fields import TRAINING, texts
-from experiments.launch import flat
 
 project, author, release = "avb_jax", "the avb_jax authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx", "sphinx_copybutton"]
@@ -33,7 +34,7 @@ nitpicky = False
 def _fields_page(app):
     """The page of the configs' fields, from the configs."""
     of_experiments = {"synthetic": synthetic, "mnist": mnist, "celeba": celeba}
-    trained = {name: dict(flat(module.get_config())) for name, module in of_experiments.items()}
+    trained = {name: flatten_dict(module.get_config().to_dict(), sep=".") for name, module in of_experiments.items()}
 
     def default(name: str) -> str:
         common = TRAINING[name].default if name in TRAINING else None

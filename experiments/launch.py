@@ -20,6 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 import avb_jax
@@ -145,21 +146,12 @@ def help_text(name: str, values: flags.FlagValues) -> str:
     lines = [about.__doc__.strip(), "", *flag_lines(values, [flag for flag in ("config", *FLAGS) if flag in values])]
     lines += ["", "configs:", *(f"  {line}".rstrip() for line in inspect.getdoc(module).splitlines()), ""]
     lines += [f"fields of this config, with their values: --config.{'FIELD=VALUE'} changes one"]
-    texts, values_of = fields.texts(getattr(module, "FIELDS", None)), dict(flat(values.config))
+    texts, values_of = fields.texts(getattr(module, "FIELDS", None)), flatten_dict(values.config.to_dict(), sep=".")
     width = 2 + max(len(f"{field}={value}") for field, value in values_of.items() if len(str(value)) < 30)
     for field, value in values_of.items():
         first, *others = wrap(texts.get(field, "") or "-", width + 2)
         lines += [f"  {f'{field}={value}':{width}}{first.strip()}", *others]
     return "\n".join(lines)
-
-
-def flat(config: ml_collections.ConfigDict, prefix: str = ""):
-    """The fields of a config with dots in their names, and their values."""
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def start(name: str, main: Callable, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:

@@ -13,6 +13,7 @@ import pathlib
 
 import numpy as np
 from absl import flags, logging
+from flax.traverse_util import flatten_dict
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
@@ -171,7 +172,7 @@ def _figure(path: pathlib.Path) -> str:
 
 def configs(runs: dict[str, dict]) -> str:
     """Every field; of several runs, those that differ first."""
-    flat = {name: dict(_flat(config)) for name, config in runs.items()}
+    flat = {name: flatten_dict(config, sep=".") for name, config in runs.items()}
     fields = list(dict.fromkeys(field for config in flat.values() for field in config))
     differ = [field for field in fields if len({json.dumps(config.get(field)) for config in flat.values()}) > 1]
     heads = f"<tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in flat)}</tr>"
@@ -183,14 +184,6 @@ def configs(runs: dict[str, dict]) -> str:
     text = f"<div class='scroll'><table>{heads}{''.join(map(row, differ))}</table></div>" if differ else ""
     rest = "".join(row(field) for field in fields if field not in differ)
     return f"{text}<details><summary>all {len(fields)} fields</summary><table>{heads}{rest}</table></details>"
-
-
-def _flat(config: dict, prefix: str = ""):
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:

@@ -10,6 +10,7 @@ ORDER = [
     "releases",
     "version",
     "types",
+    "settings",
     "locks",
     "processes",
     "streams",

@@ -14,9 +14,10 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from avb_jax.evaluation import proposal
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.evaluation.examples import sum_up
 from avb_jax.method import Method
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 TARGET_ACCEPTANCE = 0.65  # optimal for HMC in many dimensions (Neal 2011)

@@ -6,8 +6,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.method import Method
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 
@@ -28,9 +29,10 @@ def of_kl(method: Method) -> str:
     """Where a method's KL term comes from.
 
     'adversary': it is T's estimate, which is no bound and only as good as T; 'bound': it is on average too large, and the ELBO
-    too low, as without a T where the encoder is semi-implicit; 'density': the encoder knows its density.
+    too low, as without a T where the encoder is semi-implicit or has auxiliary variables; 'density': the encoder knows its
+    density.
     """
-    return "adversary" if method.adversary is not None else "bound" if method.semi_implicit else "density"
+    return "adversary" if method.adversary is not None else "bound" if method.bounds_kl else "density"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from avb_jax.evaluation.examples import map_examples
 from avb_jax.method import Method
-from avb_jax.types import Array, PyTree, State, UserError
+from avb_jax.types import Array, PyTree, State
 
 if TYPE_CHECKING:
     from avb_jax.evaluation.run import Subject
@@ -78,28 +78,6 @@ class Estimator:
         """A few words of progress on the results so far."""
         del found
         return ""
-
-
-def check_counts(least: int = 1, **counts: int | None) -> None:
-    """Refuses a count below `least` by its name; None is none.
-
-    Raises:
-      UserError: with the name, the value and the remedy.
-    """
-    for name, count in counts.items():
-        if count is not None and count < least:
-            raise UserError(f"{name}={count}: must be at least {least}")
-
-
-def check_positive(**values: float) -> None:
-    """Refuses a number that is not positive by its name.
-
-    Raises:
-      UserError: with the name, the value and the remedy.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name}={value}: must be positive")
 
 
 def finite_mean(values: np.ndarray) -> tuple[float, str]:

@@ -5,8 +5,9 @@ from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.method import Method
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 

@@ -10,7 +10,7 @@ from avb_jax.evaluation.elbo import ELBO
 from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.semi_implicit import SemiImplicit
 from avb_jax.method import Method
-from avb_jax.methods.settings import check_settings
+from avb_jax.settings import check_settings
 from avb_jax.streams import stream
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, Run, short

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from avb_jax.evaluation import proposal
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.evaluation.examples import pareto_k, sum_up
 from avb_jax.method import Method
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 

@@ -9,9 +9,10 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from avb_jax.evaluation import optimality
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
+from avb_jax.evaluation.estimator import Estimator, Number, mean
 from avb_jax.evaluation.moments import Draws
 from avb_jax.method import prior_at
+from avb_jax.settings import check_counts
 from avb_jax.streams import stream
 from avb_jax.types import Diverged, UserError
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avb_jax.distributions import kl_divergence, normal
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
+from avb_jax.evaluation.estimator import Estimator, Number, mean
 from avb_jax.method import Method, prior_at
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 ACTIVE = 0.01  # variance of E[z_u|x] over x above which Burda et al. (2016) call the unit u active

@@ -6,8 +6,9 @@ from typing import ClassVar
 import jax
 import optax
 
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, check_positive, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.method import Method
+from avb_jax.settings import check_counts, check_settings
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import JSONLines, ProgressBar
 from avb_jax.training.loop import train
@@ -67,7 +68,7 @@ class Optimality(Estimator):
 
     def __post_init__(self):
         check_counts(draws=self.draws, steps=self.steps, batch_size=self.batch_size, chunk=self.chunk, images=self.images)
-        check_positive(rate=self.rate)
+        check_settings(rate=(self.rate, self.rate > 0, "positive"))
 
     def run(self, subject) -> dict[tuple[str, str], Number]:
         key = stream(subject.key, "fresh_adversary")

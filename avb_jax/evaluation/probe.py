@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from avb_jax.evaluation.encoding import codes
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts
+from avb_jax.evaluation.estimator import Estimator, Number
+from avb_jax.settings import check_counts
 from avb_jax.streams import stream
 from avb_jax.types import Array, UserError
 

@@ -14,9 +14,10 @@ from numpyro.distributions import Distribution, Normal
 
 from avb_jax.distributions import log_likelihood
 from avb_jax.evaluation import proposal
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.evaluation.examples import map_examples
 from avb_jax.method import Method, prior_at
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State, UserError
 
 POINTS = {1: 200, 2: 60, 3: 12}  # cells of the first grid between -CORE and CORE per dimension, by the number of dimensions

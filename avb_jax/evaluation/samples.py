@@ -9,9 +9,10 @@ import numpy as np
 
 from avb_jax.data.dataset import to_pixels
 from avb_jax.evaluation import image_quality
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean
+from avb_jax.evaluation.estimator import Estimator, Number, mean
 from avb_jax.method import Method
 from avb_jax.models import images_of
+from avb_jax.settings import check_counts
 from avb_jax.streams import stream
 from avb_jax.types import Array, State, UserError
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax.evaluation.estimator import Estimator, Number, check_counts, mean, so_far
+from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.method import Method, prior_at
 from avb_jax.semi_implicit import log_conditional
+from avb_jax.settings import check_counts
 from avb_jax.types import Array, State
 
 

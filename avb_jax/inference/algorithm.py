@@ -10,7 +10,7 @@ from blackjax.base import VIAlgorithm
 from jax.flatten_util import ravel_pytree
 
 from avb_jax.inference.fitting import Game, game, started
-from avb_jax.methods.settings import at_least, check_settings
+from avb_jax.settings import at_least, check_settings
 from avb_jax.streams import stream
 from avb_jax.types import Array, PyTree, State
 

@@ -22,9 +22,9 @@ from avb_jax import networks, players
 from avb_jax.method import Method, identity
 from avb_jax.methods import avb, generator
 from avb_jax.methods.bound import check_semi_implicit
-from avb_jax.methods.settings import at_least, check_settings
-from avb_jax.methods.uivi import chain_of_noise
+from avb_jax.methods.uivi import chains_of_noise, log_density_of_chains
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections
+from avb_jax.settings import at_least, check_settings
 from avb_jax.streams import stream
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, Posterior, PyTree, State, Terms, UserError
 
@@ -289,6 +289,7 @@ def semi_implicit_method(
     density, optimizers = Density(log_density, dim), generator.for_each(optimizers)
     networks = players.prepare(Players(sampler), optimizers, density, ("encoder",))
     encode = generator.posterior_of(networks.encoder, noise_dim, dim)
+    steps = {"burn_in": burn_in, "chain_steps": chain_steps, "leapfrog_steps": leapfrog_steps, "step_size": step_size}
 
     def posterior_of(params: PyTree, collections: dict, noise: Array, train: bool) -> tuple[Posterior, dict]:
         """Noise [B, 1, N]: B draws for one example without numbers."""
@@ -311,25 +312,13 @@ def semi_implicit_method(
             return posterior_of(fixed, collections.encoder, noise[:, None], False)[0].conditional  # [N, 1, Z] each
 
         posterior, encoder = posterior_of(params.encoder, collections.encoder, noise, True)
-        z = posterior.z[:, 0]
-        fixed = jax.lax.stop_gradient(z)
-        chain = functools.partial(chain_of_noise, steps=burn_in + chain_steps, leapfrog_steps=leapfrog_steps, size=step_size)
-
-        def chains(key: Array, z: Array, noise: Array) -> Array:
-            def encode(x: Array, u: Array) -> Posterior:
-                return Posterior(None, conditional=tuple(moment[:, 0] for moment in given(u)))
-
-            return chain(key, encode, noise, z, noise)
-
-        others = jax.vmap(chains)(jax.random.split(stream(key, "chains"), count), fixed, noise[:, 0])[:, burn_in:]  # [B, M, N]
-        mean, std = (moment.reshape(count, -1, dim) for moment in given(others.reshape(-1, noise_dim)))
-        log_q = jax.scipy.stats.norm.logpdf(fixed[:, None], mean, std).sum(axis=-1)
-        score = jnp.mean((mean - fixed[:, None]) / jnp.square(std), axis=1)  # of log q(z)
+        z, noise = posterior.z[:, 0], noise[:, 0]
+        one = lambda x, noise: tuple(moment[0, 0] for moment in given(noise[None]))  # noqa: E731
+        others = chains_of_noise(stream(key, "chains"), one, noise, jax.lax.stop_gradient(z), noise, **steps)  # [M, B, N]
+        moments = (moment.reshape(-1, count, dim) for moment in given(others.reshape(-1, noise_dim)))
+        log_q, harmonic = log_density_of_chains(z, tuple(moments))
         log_p = density.log_prob(z)
-        loss = jnp.mean(jnp.sum(jax.lax.stop_gradient(score) * z, axis=-1) - log_p)
-        # E 1 / q(z|noise) over noise from q(noise|z) is 1 / q(z): on average too large, as `avb_jax.uivi`'s.
-        elbo = jax.lax.stop_gradient(log_p) + jax.nn.logsumexp(-log_q, axis=1) - jnp.log(chain_steps)
-        return loss, (elbo, collections._replace(encoder=encoder))
+        return jnp.mean(log_q - log_p), (log_p - harmonic, collections._replace(encoder=encoder))
 
     def init(key: Array, x: Array) -> State:
         return players.init(key, x, networks, optimizers, density, noise_dim)
@@ -353,7 +342,8 @@ def semi_implicit_method(
         return Terms(jnp.zeros_like(bound), -bound)
 
     name = "uivi" if unbiased else "sivi"
-    return Method(name, init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, semi_implicit=True)
+    flags = {"semi_implicit": True, "bounds_kl": True}
+    return Method(name, init, train_step, sample, encode=encode, log_joint=log_joint, elbo=elbo, **flags)
 
 
 def log_mixture(z: Array, mean: Array, std: Array) -> Array:

@@ -24,8 +24,8 @@ from avb_jax.inference.fitted import Fit
 from avb_jax.inference.watch import CAME_BY, Watch
 from avb_jax.method import Method
 from avb_jax.methods import avb
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.network import Network, as_network
+from avb_jax.settings import at_least, check_settings
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import Callback, ProgressBar, keepers
 from avb_jax.training.loop import train

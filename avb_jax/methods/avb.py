@@ -21,9 +21,9 @@ from avb_jax.importance import log_mean
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.penalty import r1
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.priors import Learned, at
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State, Terms
 
 PRIOR = contrasts.PriorContrast()

@@ -19,8 +19,8 @@ from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.avb import adversary_terms
 from avb_jax.methods.penalty import r1
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import AdversaryTerms, Array, Draws, Players, PyTree, State
 
 

@@ -11,8 +11,8 @@ from avb_jax import players
 from avb_jax.distributions import Likelihood, normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import apply_gradients, mean_collections, warmup
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import Array, Draws, Players, Posterior, State, Terms, UserError
 
 

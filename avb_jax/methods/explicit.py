@@ -16,9 +16,9 @@ from avb_jax import players
 from avb_jax.distributions import Likelihood, log_likelihood, standard_normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import generator
-from avb_jax.methods.settings import check_settings
 from avb_jax.methods.update import apply_gradients, mean_collections
 from avb_jax.models import images_of
+from avb_jax.settings import check_settings
 from avb_jax.streams import stream
 from avb_jax.types import Array, Players, PyTree, State
 

@@ -18,9 +18,9 @@ from avb_jax.method import Method, identity
 from avb_jax.methods import generator
 from avb_jax.methods.avb import adversary_terms
 from avb_jax.methods.penalty import r1
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step
 from avb_jax.network import Network, as_network
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import AdversaryOutput, AdversaryTerms, Array, Draws, Players, PyTree, State
 
 

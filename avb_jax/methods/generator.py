@@ -63,6 +63,7 @@ def capabilities(
     if networks.encoder is not None:
         fields["encode"] = posterior_of(networks.encoder, noise_dim, prior.event_shape[0])
         fields["semi_implicit"] = networks.encoder.semi_implicit
+        fields["bounds_kl"] = networks.encoder.semi_implicit or networks.encoder.bounds_log_q
     return fields
 
 

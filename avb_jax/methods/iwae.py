@@ -12,9 +12,9 @@ from avb_jax.importance import log_mean
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import log_density, method_of_bound
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import Array, Draws, Players, Terms
 
 

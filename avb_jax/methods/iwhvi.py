@@ -16,11 +16,11 @@ from avb_jax.importance import log_mean
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import call
 from avb_jax.priors import at
 from avb_jax.semi_implicit import log_conditional, smoothed
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import Array, Draws, Players, Terms
 
 

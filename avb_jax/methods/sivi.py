@@ -3,69 +3,33 @@
 Its bound on the ELBO of a semi-implicit q(z|x) puts a mixture over further draws of u in the place of q(z|x).
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 from numpyro.distributions import Distribution
 
-from avb_jax import players
-from avb_jax.distributions import Likelihood, log_likelihood
+from avb_jax.distributions import Likelihood
 from avb_jax.method import Method
-from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
-from avb_jax.methods.settings import at_least, check_settings
-from avb_jax.methods.update import Generative
-from avb_jax.priors import at
+from avb_jax.methods.vae import negative_elbo
 from avb_jax.semi_implicit import upper_log_density
-from avb_jax.types import Array, Draws, Players, Terms
+from avb_jax.settings import at_least, check_settings
+from avb_jax.types import Array, Players, Posterior
 
 
-def negative_elbo_semi_implicit(
-    params: Players,
-    collections: Players,
-    draws: Draws,
-    *,
-    networks: Players,
-    prior: Distribution,
-    likelihood: Likelihood,
-    beta: Array | float = 1.0,
-    train: bool = True,
-) -> tuple[Array, Generative]:
-    """Yin & Zhou's lower bound on the ELBO (2018), each draw's own conditional among the K + 1, negated.
+def kl_of_mixture(posterior: Posterior, prior: Distribution, networks: Players) -> Array:
+    """The KL term [B] of Yin & Zhou's lower bound on the ELBO (2018), each draw's own conditional among the K + 1.
 
-    Each of the S draws of z is scored by the mixture of all S conditionals q(z|x, u_s), its own among them: on average at least
-    log q(z|x), by I(z; u) - log S or more where the conditionals lie that far apart.
-
-    Args:
-      params: the encoder's and the decoder's.
-      collections: every player's.
-      draws: x [B, ...] and noise [S, B, N], S >= 2; its z_prior is not read.
-      networks: every player's.
-      prior: p(z).
-      likelihood: the decoder's output -> p(x|z).
-      beta: weight of the KL term.
-      train: whether batch normalisation uses this batch (and updates its statistics).
-
-    Returns:
-      The loss, and a `Generative` with `terms` a `Terms` [B], whose kl is on average too large, and `compared` z [S, B, Z].
+    Each of the S draws of z [S, B, Z] is scored by the mixture of all S conditionals q(z|x, u_s), its own among them: on
+    average at least log q(z|x), by I(z; u) - log S or more where the conditionals lie that far apart.
 
     Raises:
       UserError: the encoder gives no conditional moments.
     """
-    prior = at(prior, networks, params, collections)
-    posterior, encoder = players.encode(
-        networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, prior.event_shape[0], train=train
-    )
     check_semi_implicit(posterior, networks)
-    of_x, decoder = generator.decode(
-        networks.decoder, likelihood, params.decoder, collections.decoder, posterior.z[0], train=train
-    )
-    log_q = upper_log_density(posterior.z, posterior.conditional)
-    kl = jnp.mean(log_q - prior.log_prob(posterior.z), axis=0)
-    reconstruction = -log_likelihood(of_x, draws.x)
-    after = collections._replace(encoder=encoder, decoder=decoder)
-    return jnp.mean(reconstruction + beta * kl), Generative(Terms(reconstruction, kl), posterior.z, after)
+    return jnp.mean(upper_log_density(posterior.z, posterior.conditional) - prior.log_prob(posterior.z), axis=0)
 
 
 def sivi(
@@ -101,7 +65,7 @@ def sivi(
 
     return method_of_bound(
         "sivi",
-        negative_elbo_semi_implicit,
+        functools.partial(negative_elbo, kl=kl_of_mixture),
         inner_draws + 1,
         networks=Players(encoder, decoder),
         prior=prior,

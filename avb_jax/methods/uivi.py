@@ -5,6 +5,7 @@ Hamiltonian Monte Carlo draws from. It begins at the noise that z was made of, a
 draws that are independent of that noise given z, and so the first ones are left out.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,11 +19,11 @@ from avb_jax.importance import log_mean
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import check_semi_implicit, method_of_bound
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.network import as_network
 from avb_jax.priors import at
 from avb_jax.semi_implicit import log_conditional, smoothed
+from avb_jax.settings import at_least, check_settings
 from avb_jax.streams import stream
 from avb_jax.types import Array, Draws, Players, State, Terms
 
@@ -67,12 +68,9 @@ def negative_elbo_unbiased(
     of_x, decoder = generator.decode(networks.decoder, likelihood, params.decoder, collections.decoder, z, train=train)
     reconstruction = -log_likelihood(of_x, draws.x)
 
-    fixed, given = jax.lax.stop_gradient((z, tuple(moment[2:] for moment in posterior.conditional)))
-    score = jax.grad(lambda z: jnp.sum(jnp.mean(normal(*given).log_prob(z), axis=0)))(fixed)  # of log q(z|x) [B, Z]
-    kl = jnp.sum(score * z, axis=-1) - prior.log_prob(z)
-    # Over noise from q(noise|x, z), E 1 / q(z|x, noise) = 1 / q(z|x).
-    harmonic = -log_mean(-log_conditional(fixed[None], given)[0], axis=0)
-    terms = Terms(reconstruction, harmonic - prior.log_prob(fixed))
+    log_q, harmonic = log_density_of_chains(z, tuple(moment[2:] for moment in posterior.conditional))
+    kl = log_q - prior.log_prob(z)
+    terms = Terms(reconstruction, harmonic - prior.log_prob(jax.lax.stop_gradient(z)))
     after = collections._replace(encoder=encoder, decoder=decoder)
     return jnp.mean(reconstruction + beta * kl), Generative(terms, z[None], after)
 
@@ -130,9 +128,13 @@ def uivi(
         posterior = encode(x, draws.noise[:1])
         check_semi_implicit(posterior, Players(network))
         z = smoothed(posterior.conditional, draws.noise)
-        chain = jax.vmap(lambda key, *one: chain_of_noise(key, encode, *one, burn_in + chain_steps, leapfrog_steps, step_size))
-        keys = jax.random.split(stream(key, "chains"), len(x))
-        noise = jnp.swapaxes(chain(keys, x, z, draws.noise[0]), 0, 1)[burn_in:]  # [M, B, N]
+
+        def given(x: Array, noise: Array) -> tuple[Array, Array]:
+            mean, std = encode(x[None], noise[None, None]).conditional
+            return mean[0, 0], std[0, 0]
+
+        steps = {"burn_in": burn_in, "chain_steps": chain_steps, "leapfrog_steps": leapfrog_steps, "step_size": step_size}
+        noise = chains_of_noise(stream(key, "chains"), given, x, z, draws.noise[0], **steps)
         return draws._replace(noise=jnp.concatenate([draws.noise, noise]))
 
     return method_of_bound(
@@ -150,18 +152,55 @@ def uivi(
     )
 
 
-def chain_of_noise(key: Array, encode, x: Array, z: Array, noise: Array, steps: int, leapfrog_steps: int, size: float) -> Array:
-    """States [M, N] of a chain that leaves q(noise|x, z) as it is, begun at the noise [N] that z [Z] was made of."""
+def chains_of_noise(
+    key: Array,
+    given: Callable[[Array, Array], tuple[Array, Array]],
+    x: Array,
+    z: Array,
+    noise: Array,
+    *,
+    burn_in: int,
+    chain_steps: int,
+    leapfrog_steps: int,
+    step_size: float,
+) -> Array:
+    """States [chain_steps, B, N] of chains that leave q(noise|x, z) as it is, begun at the noise [B, N] that z was made of.
+
+    Args:
+      key: of the chains.
+      given: (x [...], noise [N]) -> the moments [Z] of z given that noise.
+      x: [B, ...].
+      z: [B, Z].
+      noise: [B, N].
+      burn_in: states that are left out, the first ones.
+      chain_steps: states after these.
+      leapfrog_steps: of Hamiltonian Monte Carlo, for each state.
+      step_size: of these.
+    """
     from blackjax.mcmc import hmc  # which starts JAX's backend where it is imported
 
-    def log_density(noise: Array) -> Array:
-        mean, std = encode(x[None], noise[None]).conditional
-        return normal(mean[0], std[0]).log_prob(z) + standard_normal(len(noise)).log_prob(noise)
+    kernel = hmc.build_kernel()
 
-    kernel, ones = hmc.build_kernel(), jnp.ones_like(noise)
+    def chain(key: Array, x: Array, z: Array, noise: Array) -> Array:
+        def log_density(noise: Array) -> Array:
+            return normal(*given(x, noise)).log_prob(z) + standard_normal(len(noise)).log_prob(noise)
 
-    def body(state, key: Array):
-        state = kernel(key, state, log_density, size, ones, leapfrog_steps)[0]
-        return state, state.position
+        def body(state, key: Array):
+            state = kernel(key, state, log_density, step_size, jnp.ones_like(noise), leapfrog_steps)[0]
+            return state, state.position
 
-    return jax.lax.scan(body, hmc.init(noise, log_density), jax.random.split(key, steps))[1]
+        return jax.lax.scan(body, hmc.init(noise, log_density), jax.random.split(key, burn_in + chain_steps))[1]
+
+    return jax.vmap(chain, out_axes=1)(jax.random.split(key, len(z)), x, z, noise)[burn_in:]
+
+
+def log_density_of_chains(z: Array, conditional: tuple[Array, Array]) -> tuple[Array, Array]:
+    """What chains on the noise say of log q(z|x) at z [B, Z], where z given their M states has these moments [M, B, Z].
+
+    Returns:
+      What has the gradient of log q(z|x) by z, and a value that says nothing [B]; and the harmonic mean of q(z|x, noise), on
+      average at least log q(z|x) [B], without a gradient: over noise from q(noise|x, z), E 1 / q(z|x, noise) = 1 / q(z|x).
+    """
+    fixed, given = jax.lax.stop_gradient((z, conditional))
+    score = jax.grad(lambda z: jnp.sum(jnp.mean(normal(*given).log_prob(z), axis=0)))(fixed)  # [B, Z]
+    return jnp.sum(score * z, axis=-1), -log_mean(-log_conditional(fixed[None], given)[0], axis=0)

@@ -3,6 +3,7 @@
 Gaussian, as in section 4 of the paper, or more flexible: `networks.posteriors`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +15,31 @@ from avb_jax.distributions import Likelihood, kl_divergence, log_likelihood, nor
 from avb_jax.method import Method
 from avb_jax.methods import generator
 from avb_jax.methods.bound import log_density, method_of_bound
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative
 from avb_jax.priors import at
-from avb_jax.types import Array, Draws, Players, Terms
+from avb_jax.settings import at_least, check_settings
+from avb_jax.types import Array, Draws, Players, Posterior, Terms
+
+
+def kl_of_density(posterior: Posterior, prior: Distribution, networks: Players) -> Array:
+    """KL(q(z|x), p(z)) [B] of an encoder that knows its density.
+
+    Where the encoder gives `log_q`, log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate, or with
+    auxiliary variables one of an upper bound. Where it says that q is Gaussian, N(mean, diag std^2), the KL is exact if NumPyro
+    knows the KL of a Gaussian and this prior, and such an estimate if not. Moments alone are no density.
+
+    Args:
+      posterior: z [S, B, Z] and what is known of it.
+      prior: p(z).
+      networks: every player's.
+
+    Raises:
+      UserError: the encoder gives neither.
+    """
+    log_q = log_density(posterior, networks)
+    exact = posterior.gaussian and posterior.log_q is None
+    kl = kl_divergence(normal(posterior.mean, posterior.std), prior) if exact else None
+    return jnp.mean(log_q - prior.log_prob(posterior.z), axis=0) if kl is None else kl
 
 
 def negative_elbo(
@@ -28,15 +50,11 @@ def negative_elbo(
     networks: Players,
     prior: Distribution,
     likelihood: Likelihood,
+    kl: Callable[[Posterior, Distribution, Players], Array] = kl_of_density,
     beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
-    """Eq. 2.1 negated, for an encoder that knows its density: the VAE, with whatever posterior.
-
-    Where the encoder gives `log_q`, the KL term is log q(z|x) - log p(z), averaged over the S draws of z: an unbiased estimate
-    of KL(q(z|x), p(z)), or with auxiliary variables of an upper bound on it. Where it says that q is Gaussian, N(mean, diag
-    std^2), the KL term is exact if NumPyro knows the KL of a Gaussian and this prior, and such an estimate if not. Moments
-    alone are no density.
+    """Eq. 2.1 negated, for an encoder that says enough of q(z|x): the VAE, with whatever posterior.
 
     Args:
       params: the encoder's and the decoder's.
@@ -45,6 +63,7 @@ def negative_elbo(
       networks: every player's.
       prior: p(z).
       likelihood: the decoder's output -> p(x|z).
+      kl: (posterior, prior, networks) -> the KL term [B], `kl_of_density` or another bound on it.
       beta: weight of the KL term.
       train: whether batch normalisation uses this batch (and updates its statistics).
 
@@ -52,7 +71,7 @@ def negative_elbo(
       The loss, and a `Generative` with `terms` a `Terms` [B] and `compared` z [S, B, Z].
 
     Raises:
-      UserError: the encoder gives neither.
+      UserError: the encoder does not give what `kl` needs.
     """
     prior = at(prior, networks, params, collections)
     posterior, encoder = players.encode(
@@ -61,13 +80,9 @@ def negative_elbo(
     of_x, decoder = generator.decode(
         networks.decoder, likelihood, params.decoder, collections.decoder, posterior.z[0], train=train
     )
-    log_q = log_density(posterior, networks)
-    exact = posterior.gaussian and posterior.log_q is None
-    kl = kl_divergence(normal(posterior.mean, posterior.std), prior) if exact else None
-    kl = jnp.mean(log_q - prior.log_prob(posterior.z), axis=0) if kl is None else kl
-    reconstruction = -log_likelihood(of_x, draws.x)
+    terms = Terms(-log_likelihood(of_x, draws.x), kl(posterior, prior, networks))
     after = collections._replace(encoder=encoder, decoder=decoder)
-    return jnp.mean(reconstruction + beta * kl), Generative(Terms(reconstruction, kl), posterior.z, after)
+    return jnp.mean(terms.reconstruction + beta * terms.kl), Generative(terms, posterior.z, after)
 
 
 def vae(

@@ -17,8 +17,8 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood, deterministic, kl_divergence, normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import gan, generator
-from avb_jax.methods.settings import at_least, check_settings
 from avb_jax.methods.update import Generative, adversarial_step, warmup
+from avb_jax.settings import at_least, check_settings
 from avb_jax.types import Array, Draws, Players, PyTree, State, UserError
 
 

@@ -195,7 +195,7 @@ class AuxiliaryEncoder(nn.Module):
     widths: Sequence[int] = (64, 64)  # of the networks of q(z|a,x) and r(a|z,x)
     head_scale: float = 1.0  # as `GaussianEncoder`'s, for all three Gaussians
 
-    shares_x = True
+    shares_x, bounds_log_q = True, True
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, *, train: bool = False) -> Posterior:

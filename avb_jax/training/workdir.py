@@ -5,8 +5,11 @@ import math
 import os
 import pathlib
 
+from flax.traverse_util import flatten_dict
+
 from avb_jax import processes
 from avb_jax.data.iterator import Batches
+from avb_jax.locks import locked
 from avb_jax.types import UserError
 
 
@@ -24,7 +27,7 @@ def check(workdir: pathlib.Path, config: dict) -> None:
         if (workdir / "checkpoints").is_dir() or (workdir / "metrics.jsonl").exists():
             raise UserError(f"workdir={workdir}: holds a run whose config.json is gone; put it back, or use another workdir")
     else:
-        old, new = _flat(read_json(path)), _flat(json.loads(json.dumps(_valid(config))))
+        old, new = (flatten_dict(c, sep=".") for c in (read_json(path), json.loads(json.dumps(_valid(config)))))
         compared = sorted({*old, *new} - {"data.dir", "restore_from", "start_from"})
         fields = [field for field in compared if old.get(field, "-") != new.get(field, "-")]
         if fields:
@@ -90,11 +93,14 @@ class Positions:
 
 def write_results(workdir: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
     """Puts {method: {quantity: summary}} into `results.json`, next to what it holds of other methods and quantities."""
+    if not processes.first():
+        return
     path = workdir / "results.json"
-    merged = read_json(path) if path.exists() else {}
-    for method, quantities in results.items():
-        merged.setdefault(method, {}).update(quantities)
-    write_json(path, merged)
+    with locked(workdir, "workdir", wait=True, file_name=".results.lock"):  # for a run's numbers and an evaluation's at once
+        merged = read_json(path) if path.exists() else {}
+        for method, quantities in results.items():
+            merged.setdefault(method, {}).update(quantities)
+        write_json(path, merged)
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
@@ -123,13 +129,6 @@ def read_json(path: pathlib.Path) -> dict:
         return content
     except ValueError:  # of JSON or of UTF-8
         raise UserError(f"{path}: is not what was written there; put a copy back, or move it away") from None
-
-
-def _flat(config: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _valid(content: object) -> object:

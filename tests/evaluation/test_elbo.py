@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from avb_jax import Terms, UserError
+import avb_jax
+from avb_jax import Terms, UserError, networks
+from avb_jax.distributions import bernoulli, standard_normal
 from avb_jax.evaluation import ELBO
+from avb_jax.evaluation.elbo import of_kl
 from avb_jax.evaluation.run import evaluate
 from tests.conftest import small_method
 from tests.evaluation import game
@@ -66,6 +70,20 @@ def test_with_a_density():
     assert abs(number.mean - (case.log_likelihood.mean() - gap)) < 4 * number.estimator_error + 1e-3
     assert number.estimator_error < 0.05
     assert report.notes == []
+
+
+def test_where_the_kl_term_comes_from():
+    """An encoder's own density, or what its auxiliary variables make of it, or the mixture of a semi-implicit one; else T."""
+    common = {"prior": standard_normal(2), "likelihood": bernoulli, "optimizers": optax.sgd(1e-3)}
+    trunk, decoder = networks.MLP((3,), input_rank=2), networks.MLPDecoder((2, 2), (3,))
+    for make, encoder, noise_dim, expected in (
+        (avb_jax.vae, networks.GaussianEncoder, 2, "density"),
+        (avb_jax.iwae, networks.AuxiliaryEncoder, 3, "bound"),
+        (avb_jax.vae, networks.AuxiliaryEncoder, 3, "bound"),
+        (avb_jax.sivi, networks.SemiImplicitEncoder, 3, "bound"),
+    ):
+        assert of_kl(make(encoder(trunk, 2), decoder, noise_dim=noise_dim, **common)) == expected, encoder
+    assert of_kl(game.method()) == "adversary"
 
 
 def test_one_draw_has_no_spread():

@@ -7,7 +7,7 @@ import pytest
 
 from avb_jax import Report, UserError
 from avb_jax.evaluation import Number
-from avb_jax.evaluation.estimator import check_counts, check_positive, finite_mean, mean, so_far
+from avb_jax.evaluation.estimator import finite_mean, mean, so_far
 from avb_jax.evaluation.report import Estimate, cell, combine, paired_difference
 from avb_jax.training import workdir
 
@@ -260,12 +260,3 @@ def test_differences_that_are_not_finite():
     assert np.isnan(paired_difference(values, values).mean)
     reports = {"a": report_of(ais=INFINITE), "b": report_of(ais=np.full(4, -2.0))}
     assert rows(Report.compare(reports, reference="b"))[1] == ["a", "not finite", "not finite"]
-
-
-def test_counts_and_positive_numbers():
-    check_counts(2, draws=2, images=None)
-    check_positive(rate=1e-9)
-    with pytest.raises(UserError, match="images=1: must be at least 2"):
-        check_counts(2, draws=2, images=1)
-    with pytest.raises(UserError, match="rate=nan: must be positive"):
-        check_positive(rate=float("nan"))

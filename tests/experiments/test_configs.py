@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 import avb_jax
 from avb_jax import UserError, build, families, networks
@@ -200,10 +201,9 @@ def small(name, **changes):
     return config
 
 
-def flat(config, prefix=""):
+def flat(config):
     """Every field with its value, (name, value)."""
-    for field, value in config.items():
-        yield from flat(value, f"{prefix}{field}.") if hasattr(value, "items") else [(prefix + field, value)]
+    return flatten_dict(config.to_dict(), sep=".").items()
 
 
 @pytest.mark.slow
@@ -430,7 +430,7 @@ def test_help_explains_every_field(name, capsys):
     assert ended.value.code == 0
     assert "--workdir" in shown
     assert f"python -m experiments.{name}" in shown
-    for field, value in launch.flat(config):
+    for field, value in flat(config):
         (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{field}="))
         assert f"{field}={value}" in line
         assert len(line.split(None, 1)) == 2, f"{field} has no sentence"
@@ -483,5 +483,5 @@ def test_help_into_a_pipe_that_closes_is_no_error():
 
 
 def test_every_sentence_is_of_a_field():
-    there = {field for module in CONFIGS.values() for field, _ in launch.flat(module.get_config())}
+    there = {field for module in CONFIGS.values() for field, _ in flat(module.get_config())}
     assert set(texts()) <= there

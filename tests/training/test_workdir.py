@@ -1,6 +1,7 @@
 """The run directory: whose it is, and numbers on disk as JSON has them."""
 
 import json
+import threading
 
 import pytest
 
@@ -66,3 +67,25 @@ def test_json_that_others_can_read(tmp_path):
     workdir.write_json(path, {"a": [1.0, (float("nan"), {"b": float("-inf")})]})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"a": [1.0, [None, {"b": None}]]}
     assert [file.name for file in path.parent.iterdir()] == ["numbers.json"]
+
+
+def test_results_that_come_at_once_are_all_kept(tmp_path, monkeypatch):
+    """Another process writes while one has read, and not yet written."""
+    ready, reached, read = threading.Event(), threading.Event(), workdir.read_json
+
+    def slow(path):
+        found = read(path)
+        ready.set()
+        reached.wait(0.5)
+        return found
+
+    workdir.write_results(tmp_path, {"avb": {"elbo": {"mean": 1.0}}})
+    monkeypatch.setattr(workdir, "read_json", slow)
+    first = threading.Thread(target=workdir.write_results, args=(tmp_path, {"vae": {"elbo": {"mean": 2.0}}}))
+    first.start()
+    ready.wait()
+    monkeypatch.setattr(workdir, "read_json", read)
+    workdir.write_results(tmp_path, {"sivi": {"elbo": {"mean": 3.0}}})
+    reached.set()
+    first.join()
+    assert set(read(tmp_path / "results.json")) == {"avb", "vae", "sivi"}

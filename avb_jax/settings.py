@@ -1,4 +1,4 @@
-"""What every method says of a setting that it cannot have."""
+"""What methods and estimators say of a setting that they cannot have."""
 
 import numpy as np
 
@@ -20,3 +20,12 @@ def check_settings(**settings: tuple) -> None:
     for name, (value, holds, remedy) in settings.items():
         if not holds:
             raise UserError(f"{name}={value!r}: must be {remedy}")
+
+
+def check_counts(least: int = 1, **counts: int | None) -> None:
+    """Refuses the first count below `least`; None is none.
+
+    Raises:
+      UserError: as `check_settings`.
+    """
+    check_settings(**{name: at_least(count, least) for name, count in counts.items() if count is not None})
