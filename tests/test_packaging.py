@@ -19,6 +19,7 @@ import avb_jax
 from tests import typed_client
 
 ROOT = pathlib.Path(__file__).parents[1]
+OTHERS = "jax.*,jaxlib.*,flax.*,optax.*,numpyro.*,numpy.*,orbax.*,matplotlib.*,blackjax.*,scipy.*,sklearn.*,etils.*,PIL.*"
 
 
 def installed(*modules):
@@ -42,10 +43,18 @@ def test_a_typed_client_runs():
 
 
 @pytest.mark.skipif(not installed("mypy"), reason="mypy is not installed")
-def test_what_a_type_checker_sees():
-    """A caller's code is checked strictly; a wrong argument is found."""
-    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", "--no-error-summary"]
-    command = [sys.executable, "-m", "mypy", *options]
+@pytest.mark.parametrize("others", [pytest.param("silent", marks=pytest.mark.slow), "skip"])
+def test_what_a_type_checker_sees(others, tmp_path):
+    """A caller's code is checked strictly, and a wrong argument is found; other packages' types are `Any`, or their own."""
+    settings = [
+        "[mypy]",
+        "strict = True",
+        "follow_imports = silent",
+        "ignore_missing_imports = True",
+        f"cache_dir = {tmp_path}",
+    ]
+    (tmp_path / "mypy.ini").write_text("\n".join([*settings, f"[mypy-{OTHERS}]", f"follow_imports = {others}"]))
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--config-file", str(tmp_path / "mypy.ini")]
     done = subprocess.run([*command, "tests/typed_client.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     wrong = "import avb_jax\nstate: int = avb_jax.fit(3, None, steps='x')\n"
