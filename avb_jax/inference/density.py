@@ -111,7 +111,6 @@ def negative_bound(
     networks: Players,
     density: Density,
     contrast: contrasts.GaussianContrast,
-    beta: Array | float = 1.0,
     train: bool = True,
 ) -> tuple[Array, Generative]:
     """E_q[T(z) + log r(z) - log p~(z)] at z = enc(noise): KL(q, p~), as far as T is log q(z) - log r(z).
@@ -124,14 +123,12 @@ def negative_bound(
       networks: encoder and adversary.
       density: p~.
       contrast: how r's moments are found.
-      beta: not used; `adversarial_step` gives it to every method's loss.
       train: whether batch normalisation uses this batch.
 
     Returns:
       The loss, and a `Generative` with `terms` a `Terms` [B] without reconstructions, and `compared` its draws and r's, a
       `contrast.Compared`.
     """
-    del beta
     drawn, encoder = contrasts.encode(
         contrast, density, networks.encoder, params.encoder, collections.encoder, draws, train=train
     )

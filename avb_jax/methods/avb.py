@@ -370,10 +370,9 @@ def avb(
             key,
             state,
             draw=lambda key: draw(key, state, x),
-            loss=loss,
+            loss=functools.partial(loss, beta=beta),
             adversary_loss=loss_of_t,
             optimizers=optimizers,
-            beta=beta,
             adversary_steps=adversary_steps,
             reduce=reduce,
         )

@@ -41,7 +41,6 @@ def generative_loss(
     networks: Players,
     likelihood: Likelihood,
     generator_divergence: Callable = divergences.generate_non_saturating,
-    beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
     """Each side's objective at its own pairs, by T; E softplus(T(x, enc(x))) + E softplus(-T(dec(z), z)) by default.
 
@@ -49,7 +48,6 @@ def generative_loss(
       The sum of the two, and a `Generative` without terms and with `compared` (z [1, B, Z] of the data, x [B, ...] of the
       model).
     """
-    del beta
     posterior, encoder = players.encode(
         networks.encoder, params.encoder, collections.encoder, draws.x, draws.noise, draws.z_prior.shape[-1], train=True
     )

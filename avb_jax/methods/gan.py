@@ -41,14 +41,12 @@ def generative_loss(
     networks: Players,
     likelihood: Likelihood,
     generator_divergence: Callable = divergences.generate_non_saturating,
-    beta: Array | float = 1.0,
 ) -> tuple[Array, Generative]:
     """The decoder's objective at dec(z), z ~ p(z), by T; non-saturating by default, E softplus(-T(dec(z))).
 
     Returns:
       The loss, and a `Generative` without terms and with `compared` the generated images [1, B, ...].
     """
-    del beta
     of_x, decoder = generator.decode(
         networks.decoder, likelihood, params.decoder, collections.decoder, draws.z_prior[0], train=True
     )

@@ -28,7 +28,6 @@ def adversarial_step(
     loss: Callable,
     adversary_loss: Callable,
     optimizers: Players,
-    beta: Array | float = 1.0,
     adversary_steps: int = 1,
     gradients: Callable | None = None,
     reduce: Callable = identity,
@@ -42,10 +41,9 @@ def adversarial_step(
       key: a key of this step's own.
       state: the State before.
       draw: key -> Draws.
-      loss: of encoder and decoder, (params, adversary, collections, draws, beta=) -> (loss [], `Generative`).
+      loss: of encoder and decoder, (params, adversary, collections, draws) -> (loss [], `Generative`).
       adversary_loss: T's, (adversary, collections, draws, compared) -> (loss [], (AdversaryTerms, T's new collections)).
       optimizers: an optax optimiser per player.
-      beta: weight [] of the KL term.
       adversary_steps: updates of T in all.
       gradients: arguments as `loss`, -> (gradients of encoder and decoder, `Generative`); of `loss` by default.
       reduce: averages a pytree over devices.
@@ -64,7 +62,7 @@ def adversarial_step(
 
     draws = draw(key)
     of_players, generative = (gradients or jax.grad(loss, has_aux=True))(
-        state.params._replace(adversary=None), state.params.adversary, state.collections, draws, beta=beta
+        state.params._replace(adversary=None), state.params.adversary, state.collections, draws
     )
     of_adversary, (terms, collections) = jax.grad(adversary_loss, has_aux=True)(
         state.params.adversary, state.collections, draws, generative.compared

@@ -85,9 +85,9 @@ def losses(
     return by_player, Generative((distance, kl), images, collections._replace(encoder=encoder, decoder=decoder))
 
 
-def gradients(losses: Callable, params: Players, *arguments, **options) -> tuple[Players, Generative]:
+def gradients(losses: Callable, params: Players, *arguments) -> tuple[Players, Generative]:
     """Each player's gradient of its own loss, and the second part of `losses`."""
-    by_player, pull, generative = jax.vjp(lambda params: losses(params, *arguments, **options), params, has_aux=True)
+    by_player, pull, generative = jax.vjp(lambda params: losses(params, *arguments), params, has_aux=True)
     one, zero = jnp.ones_like(by_player.encoder), jnp.zeros_like(by_player.encoder)
     (encoder,), (decoder,) = pull(Players(one, zero)), pull(Players(zero, one))
     return Players(encoder.encoder, decoder.decoder), generative
@@ -158,15 +158,15 @@ def vaegan(
 
     def train_step(key: Array, state: State, x: Array, reduce: Callable = identity) -> tuple[State, Info]:
         beta = beta_at(state.step)
+        weighted = functools.partial(loss, beta=beta)
         state, (distance, kl), terms = adversarial_step(
             key,
             state,
             draw=lambda key: players.draw(key, x, prior, noise_dim),
-            loss=loss,
+            loss=weighted,
             adversary_loss=loss_of_t,
-            gradients=functools.partial(gradients, loss),
+            gradients=functools.partial(gradients, weighted),
             optimizers=optimizers,
-            beta=beta,
             adversary_steps=adversary_steps,
             reduce=reduce,
         )
