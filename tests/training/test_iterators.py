@@ -75,7 +75,7 @@ def method():
     return small_method("avb")
 
 
-@pytest.mark.parametrize("make", [Shuffled, Bytes, of_grain_dataset, of_grain_loader])
+@pytest.mark.parametrize("make", [Shuffled, Bytes, of_grain_dataset, pytest.param(of_grain_loader, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_with_the_batches_that_it_would_have_seen(method, make, tmp_path):
     """Bit for bit, although the loop reads ahead of the steps; and the batches are those of the iterator."""
     whole = train(method, make(), steps=14, workdir=tmp_path / "whole", **OPTIONS)

@@ -53,7 +53,7 @@ class Kept(Callback):
         self.states[step] = state
 
 
-@pytest.mark.parametrize("num_seeds", [None, 2])
+@pytest.mark.parametrize("num_seeds", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(method, dataset, tmp_path, num_seeds):
     """Bit by bit, block lengths aside: the randomness is a function of (seed, step)."""
     options = {"num_seeds": num_seeds, "callbacks": [JSONLines()]}
@@ -241,7 +241,7 @@ def test_training_helps():
     assert after > before + 10
 
 
-@pytest.mark.parametrize("num_seeds", [None, 2])
+@pytest.mark.parametrize("num_seeds", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_an_interrupted_run_continues(method, dataset, tmp_path, num_seeds):
     """SIGINT in the middle of a block: the State is saved at its end, and the run's end is what it would have been."""
 
