@@ -92,7 +92,13 @@ class Positions:
 
 
 def write_results(workdir: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
-    """Puts {method: {quantity: summary}} into `results.json`, next to what it holds of other methods and quantities."""
+    """Puts {method: {quantity: summary}} into `results.json`, next to what it holds of other methods and quantities.
+
+    Waits for another process that does so.
+
+    Raises:
+      UserError: nothing can be written there, or `results.json` is damaged.
+    """
     if not processes.first():
         return
     path = workdir / "results.json"
