@@ -150,8 +150,9 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
 
 def _avb(config, parts: Parts) -> Method:
     options = config.contrast
-    encoder, noise_dim = networks.BlackBoxEncoder(parts.trunk, config.latent_dim), config.noise_dim
-    if options.kind == "gaussian" and options.bases:
+    if config.encoder.kind == "semi_implicit":
+        encoder, noise_dim = _semi_implicit(config, parts)
+    elif options.kind == "gaussian" and options.bases:
         encoder = networks.MomentEncoder(
             parts.trunk,
             config.latent_dim,
@@ -160,10 +161,12 @@ def _avb(config, parts: Parts) -> Method:
             options.gaussian_share,
             config.network.head_scale,
         )
-        noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
-    encoder = computing(config, encoder)
-    if config.encoder.kind == "semi_implicit":
-        encoder, noise_dim = _semi_implicit(config, parts)
+        encoder, noise_dim = (
+            computing(config, encoder),
+            config.latent_dim + options.bases * (config.latent_dim + config.noise_dim),
+        )
+    else:
+        encoder, noise_dim = computing(config, networks.BlackBoxEncoder(parts.trunk, config.latent_dim)), config.noise_dim
     return avb_jax.avb(
         encoder,
         parts.decoder,
