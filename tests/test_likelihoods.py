@@ -9,7 +9,8 @@ from numpyro import distributions as dist
 
 import avb_jax
 from avb_jax import data, distributions, models, networks
-from avb_jax.training.loop import check_values, initial_state, train
+from avb_jax.training.checks import check_values
+from avb_jax.training.loop import initial_state, train
 
 KEY = jax.random.key(4)
 EXAMPLES = 40

@@ -16,7 +16,8 @@ from avb_jax import UserError, data
 from avb_jax.evaluation.held_out import HeldOut
 from avb_jax.training import callbacks, checkpoints
 from avb_jax.training.callbacks import Callback, JSONLines, Profile, Progress, ProgressBar, Run, TensorBoard
-from avb_jax.training.loop import beyond_reason, check_finite, initial_state, train
+from avb_jax.training.checks import beyond_reason, check_finite
+from avb_jax.training.loop import initial_state, train
 from tests.conftest import small_method
 
 OPTIONS = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "parallel": "jit"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avb_jax import UserError
-from avb_jax.training import loop, memory
+from avb_jax.training import checks, loop, memory
 from tests.conftest import small_method
 
 MATRIX = jnp.ones((8, 8))  # 256 bytes
@@ -84,7 +84,7 @@ def test_the_estimate_is_of_the_program_that_runs(parallel, kind, tmp_path, monk
     else:
         given = iter([x[:8]] * 9) if kind == "batches" else x
     asked = []
-    monkeypatch.setattr(loop.memory, "needed", lambda program, of=memory.needed: asked.append(of(program)) or asked[-1])
+    monkeypatch.setattr(checks.memory, "needed", lambda program, of=memory.needed: asked.append(of(program)) or asked[-1])
     size = None if kind == "batches" else 8
     method, traced = small_method("avb"), []
     method = method._replace(train_step=lambda *a, of=method.train_step, **k: traced.append(a) or of(*a, **k))
