@@ -19,6 +19,7 @@ from avb_jax.training.callbacks import Callback, JSONLines, Profile, Progress, P
 from avb_jax.training.checks import beyond_reason, check_finite
 from avb_jax.training.loop import initial_state, train
 from tests.conftest import small_method
+from tests.training.toy import toy
 
 OPTIONS = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "parallel": "jit"}
 
@@ -134,7 +135,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
 
 def test_progress_of_a_training_is_plain_lines_where_there_is_no_terminal(dataset, capfd):
-    train(small_method("avb"), dataset, steps=8, callbacks=[ProgressBar()], **OPTIONS)
+    train(toy(), dataset, steps=8, callbacks=[ProgressBar()], **OPTIONS)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("avb ")]  # XLA may have lines of its own
     assert [line.split("ELBO")[0].strip() for line in lines] == ["avb compiling", "avb step 4/8", "avb step 8/8"]
     assert all(word in lines[2] for word in ("KL", "rec", "T loss", "examples/s"))
@@ -174,10 +175,10 @@ def test_when_callbacks_are_called(dataset, tmp_path, num_seeds):
     """Once for each block and each checkpoint, and once at the end; a finished run reports its last State."""
     options = {"num_seeds": num_seeds, "workdir": tmp_path, **OPTIONS, "log_every": 2}
     first, second = Calls(), Calls()
-    train(small_method("avb"), dataset, steps=7, callbacks=[first], **options)
+    train(toy(), dataset, steps=7, callbacks=[first], **options)
     reports = [("report", 2), ("report", 4), ("checkpoint", 4), ("report", 6), ("report", 7), ("checkpoint", 7)]
     assert first.calls == [("start", 0), *reports, ("close",)]
-    train(small_method("avb"), dataset, steps=7, callbacks=[second], **options)
+    train(toy(), dataset, steps=7, callbacks=[second], **options)
     assert second.calls == [("start", 7), ("checkpoint", 7), ("close",)]
 
 
@@ -188,7 +189,7 @@ def test_callbacks_are_closed_whatever_happens(dataset):
 
     callback = Failing()
     with pytest.raises(RuntimeError, match="of the callback's own"):
-        train(small_method("avb"), dataset, steps=8, callbacks=[callback], **OPTIONS)
+        train(toy(), dataset, steps=8, callbacks=[callback], **OPTIONS)
     assert callback.calls == [("start", 0), ("close",)]
 
 
@@ -243,7 +244,7 @@ def test_what_belongs_to_a_state_is_written_before_it_counts(dataset, tmp_path):
                 raise OSError("a full disk, for one")
 
     with pytest.raises(OSError, match="a full disk"):
-        train(small_method("vae"), dataset, steps=12, workdir=tmp_path, callbacks=[Look()], **OPTIONS)
+        train(toy("vae"), dataset, steps=12, workdir=tmp_path, callbacks=[Look()], **OPTIONS)
     assert seen == [(4, []), (8, [4])]
     assert checkpoints.steps(tmp_path / "checkpoints" / "vae") == [4, 8]
 
@@ -273,7 +274,7 @@ def test_a_profile_is_of_the_second_and_third_block(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: calls.append((folder, options)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     watched = Profile()
-    train(small_method("vae"), x, steps=16, workdir=tmp_path, callbacks=[watched], **OPTIONS)
+    train(toy("vae"), x, steps=16, workdir=tmp_path, callbacks=[watched], **OPTIONS)
     assert calls == [(tmp_path / "profile", {"create_perfetto_trace": True}), "stop"]
     calls.clear()
     short = Profile()

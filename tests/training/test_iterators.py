@@ -12,7 +12,7 @@ from avb_jax import UserError, data
 from avb_jax.data.iterator import Batches
 from avb_jax.training.callbacks import Callback
 from avb_jax.training.loop import train
-from tests.conftest import small_method
+from tests.training.toy import toy
 
 EXAMPLES = np.random.default_rng(0).random((20, 6, 6), np.float32)
 OPTIONS = {"log_every": 4, "checkpoint_every": 4, "parallel": "jit"}
@@ -72,7 +72,7 @@ def of_grain_loader():
 
 @pytest.fixture(scope="module")
 def method():
-    return small_method("avb")
+    return toy()
 
 
 @pytest.mark.parametrize("make", [Shuffled, Bytes, of_grain_dataset, pytest.param(of_grain_loader, marks=pytest.mark.slow)])

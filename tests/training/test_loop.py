@@ -17,7 +17,9 @@ from avb_jax.locks import locked
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, JSONLines
 from avb_jax.training.loop import Interrupted, as_data, initial_state, train
+from avb_jax.transforms import with_ema
 from tests.conftest import small_method
+from tests.training.toy import toy
 
 OPTIONS = {"batch_size": 8, "log_every": 4, "checkpoint_every": 4, "parallel": "jit"}
 
@@ -30,7 +32,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def method():
-    return small_method("avb", batch_norm=True)
+    return toy()
 
 
 def run(method, dataset, steps, workdir=None, **options):
@@ -54,8 +56,9 @@ class Kept(Callback):
 
 
 @pytest.mark.parametrize("num_seeds", [pytest.param(None, marks=pytest.mark.slow), 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(method, dataset, tmp_path, num_seeds):
+def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path, num_seeds):
     """Bit by bit, block lengths aside: the randomness is a function of (seed, step)."""
+    method = small_method("avb", batch_norm=True)
     options = {"num_seeds": num_seeds, "callbacks": [JSONLines()]}
     whole = run(method, dataset, 10, tmp_path / "whole", **options)
     run(method, dataset, 4, tmp_path / "parts", **options)
@@ -93,7 +96,7 @@ def watching(key, state, x, reduce=None):
 
 def test_each_seed_has_batches_of_its_own_in_the_order_of_the_data_set(tmp_path):
     """Seed s of a run from `seed` trains on what `batch_indices` of seed + s says, resumed or not."""
-    method = small_method("avb")._replace(name="watching", train_step=watching)
+    method = toy("watching")._replace(train_step=watching)
     images = data.from_arrays(np.broadcast_to(np.arange(20)[:, None, None] / 100, (20, 6, 6)))
     options = {"seed": 3, "num_seeds": 2, "log_every": 1, "checkpoint_every": 1, "callbacks": [JSONLines()]}
     for steps in (3, 7):  # the second one continues
@@ -112,8 +115,9 @@ def test_block_length_does_not_change_a_run(method, dataset):
     chex.assert_trees_all_close(jax.device_get(one.params), jax.device_get(two.params), rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_moves_between_kinds_of_parallelism(method, dataset, tmp_path):
+def test_a_run_moves_between_kinds_of_parallelism(dataset, tmp_path):
     """A checkpoint of one device continues sharded and under pmap."""
+    method = small_method("avb", batch_norm=True)
     run(method, dataset, 4, tmp_path)
     run(method, dataset, 8, tmp_path, parallel="sharded")
     state = run(method, dataset, 12, tmp_path, parallel="pmap")
@@ -129,13 +133,13 @@ def test_only_the_latest_checkpoints_are_kept(method, dataset, tmp_path):
 def test_another_model_does_not_fit_a_checkpoint(method, dataset, tmp_path):
     run(method, dataset, 4, tmp_path)
     with pytest.raises(UserError, match=r"the state of step 4 is of another model or another optimiser: State.collections"):
-        run(small_method("avb"), dataset, 8, tmp_path)
+        run(toy(statistics=False), dataset, 8, tmp_path)
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap", "sharded"])
 def test_states_stay_their_owner_s(dataset, parallel):
     """What `train` was given, and what a callback was given and kept, outlive the steps after."""
-    method, kept = small_method("avb", ema_decay=0.9), Kept()
+    method, kept = with_ema(toy(), 0.9), Kept()
     options = {"parallel": parallel, "callbacks": [kept]}
     start = initial_state(method, dataset, 0, None)
     before = jax.tree.map(np.array, start)
@@ -149,7 +153,7 @@ def test_states_stay_their_owner_s(dataset, parallel):
 
 
 def test_a_state_of_numpy_arrays_is_resumed(dataset, tmp_path):
-    method = small_method("avb")
+    method = toy()
     start = jax.tree.map(np.asarray, initial_state(method, dataset, 1, None))
     run(method, dataset, 4, tmp_path, state=start)
     parts = run(method, dataset, 8, tmp_path, state=start)
@@ -159,7 +163,7 @@ def test_a_state_of_numpy_arrays_is_resumed(dataset, tmp_path):
 @pytest.mark.parametrize(("num_seeds", "which"), [(None, ""), (2, r" \(seed number 0, 1\)")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(method, dataset, tmp_path, num_seeds, which):
     run(method, dataset, 4, tmp_path, num_seeds=num_seeds)
-    explosive = small_method("avb", batch_norm=True, optimizers=optax.adam(1e27))
+    explosive = toy(rate=1e30)
     with pytest.raises(Diverged, match=rf"avb: \w+ is not finite by step \d+{which}; lower the learning rates"):
         run(explosive, dataset, 20, tmp_path, num_seeds=num_seeds)
     assert checkpoints.steps(tmp_path / "checkpoints" / "avb") == [4]
@@ -187,7 +191,7 @@ def poisoned(method, at, key=None):
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_params_that_are_not_finite_after_the_last_update_are_neither_saved_nor_returned(dataset, tmp_path, parallel):
     """The losses of the steps are finite still: they are of the params before each update."""
-    method = poisoned(small_method("avb"), 7)
+    method = poisoned(toy(), 7)
     with pytest.raises(Diverged, match="something of the decoder's params or optimiser is not finite by step 8; lower"):
         run(method, dataset, 8, tmp_path, parallel=parallel)
     assert checkpoints.steps(tmp_path / "checkpoints" / "avb") == [4]
@@ -195,7 +199,7 @@ def test_params_that_are_not_finite_after_the_last_update_are_neither_saved_nor_
 
 def test_a_run_that_diverged_goes_back_and_on_with_other_noise(dataset, tmp_path, capsys):
     """As often as `rollbacks` says, interruptions included, and a resumed run has that noise too."""
-    method = small_method("avb")
+    method = toy()
     unlucky, doomed = poisoned(method, 5, step_key(5)), poisoned(method, 5)
     options = {**OPTIONS, "callbacks": [JSONLines()], "rollbacks": 2}
     state = fit(unlucky, dataset, steps=12, workdir=tmp_path / "whole", **options)
@@ -277,7 +281,7 @@ def test_other_arguments_are_checked(method, dataset):
         with pytest.raises(UserError, match=f"{field}={value!r}: must be {what}"):
             run(method, dataset, **{"steps": 4, field: value})
     with pytest.raises(
-        UserError, match=r"state: .params.encoder.* is \(2, .*no such array|and the method has .* num_seeds=None"
+        UserError, match=r"state: .params.decoder.* is \(2, .*no such array|and the method has .* num_seeds=None"
     ):
         run(method, dataset, 4, state=initial_state(method, dataset, 0, 2))
     with pytest.raises(UserError, match="data=int: give an array x"):
