@@ -198,7 +198,7 @@ class _Reports:
 
 def _look(run: Run, step: int, gathered: State, said: list) -> None:
     """Shows a checkpoint to the callbacks and adds to `said` which of them have no more to do."""
-    state = jax.tree.map(jnp.copy, processes.own(gathered))  # the next block takes the original
+    state = processes.copied(processes.own(gathered))  # the next block takes the original
     said += [callback.checkpoint(step, state) for callback in run.callbacks]
     if any(said) and run.workdir is not None:
         ended(run.workdir, run.name, step)

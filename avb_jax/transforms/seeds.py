@@ -1,5 +1,6 @@
 """Several runs side by side, from a seed each."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ from avb_jax.method import Method
 from avb_jax.types import Array, State, UserError
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def of_seed(state: State, index: int) -> State:
     """The State of one of several seeds, without their axis."""
     return jax.tree.map(lambda a: a[index], state)

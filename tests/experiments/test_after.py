@@ -16,7 +16,16 @@ from avb_jax import UserError
 from experiments import launch, report
 from tests.experiments.command import MNIST, TINY, run
 
-FIELDS = [*MNIST, "data.name=digits", "latent_dim=2", "num_seeds=2", "method=avb,gan", "evaluation.chunk=50"]
+FIELDS = [
+    *MNIST,
+    "network.family=mlp",
+    "network.widths=(8,)",
+    "data.name=digits",
+    "latent_dim=2",
+    "num_seeds=2",
+    "method=avb,gan",
+    "evaluation.chunk=50",
+]
 
 
 @pytest.fixture(scope="module")

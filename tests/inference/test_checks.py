@@ -45,14 +45,14 @@ def bent(u):
 
 def test_a_bent_q_lies_between_its_bounds():
     """Against quadrature over u; few draws of u leave them apart, more bring them together."""
-    grid = np.linspace(-5, 5, 801)
+    grid = np.linspace(-5, 5, 401)
     u = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
     mean, std = (np.float64(moment)[:, 0] for moment in bent(jnp.asarray(u, jnp.float32)))
     weight = stats.norm.pdf(u).prod(axis=1) * (grid[1] - grid[0]) ** 2
     widths = []
     for inner in (4, 1024):
-        found = Weigher(lambda _, u: bent(u), lambda z: 0.0 * z[0], 1, 2, inner)(None, KEY, 2000)
-        at = np.sort(np.float64(found.z)[:, 0])[::40]
+        found = Weigher(lambda _, u: bent(u), lambda z: 0.0 * z[0], 1, 2, inner)(None, KEY, 1000)
+        at = np.sort(np.float64(found.z)[:, 0])[::20]
         exact = np.log(np.sum(weight * stats.norm.pdf(at[:, None], mean, std), axis=1))
         exact = np.interp(np.float64(found.z)[:, 0], at, exact)
         for away in (exact - found.lower, found.upper - exact):
@@ -68,7 +68,7 @@ def test_the_evidence_is_unbiased_however_many_inner_draws(inner):
     def log_density(z):
         return jax.scipy.stats.norm.logpdf(z[0]) + jnp.log(3.0)
 
-    found = Weigher(lambda _, u: bent(u), log_density, 1, 2, inner)(None, KEY, 20_000)
+    found = Weigher(lambda _, u: bent(u), log_density, 1, 2, inner)(None, KEY, 5_000)
     weight = np.exp(np.float64(found.log_weight))
     assert abs(weight.mean() - 3) < 4 * weight.std() / np.sqrt(len(weight))
     numbers = summarise(found)

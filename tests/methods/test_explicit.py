@@ -39,7 +39,7 @@ def test_dequantisation_bounds_whole_numbers():
     options = {"likelihood": models.flow(net), "optimizers": optax.adam(5e-3)}
     method = avb_jax.explicit(networks.ModelDecoder(None, net), levels=2, **options)
     x = np.array([[[0, 0]], [[0, 0]], [[1, 1]], [[0, 1]]], np.float32)
-    state = avb_jax.fit(method, x, steps=1500, batch_size=4, quiet=True)
+    state = avb_jax.fit(method, x, steps=1500, batch_size=4, quiet=True, parallel="jit")
     found = avb_jax.evaluate(method, state, x, [Exact(draws=200)], quiet=True)["log_likelihood", "exact"].mean
     entropy = -(0.5 * math.log(0.5) + 0.5 * math.log(0.25))
     assert -entropy - 0.4 < found < -entropy + 0.02
@@ -57,27 +57,31 @@ def test_its_step_is_maximum_likelihood():
     """The gradient of -log p, and transformations take it along."""
     method = pixelcnn((3, 3))
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (6, 3, 3)), jnp.float32)
-    state = method.init(jax.random.key(0), x)
+    state = jax.jit(method.init)(jax.random.key(0), x)
     net = networks.GatedPixelCNN((3, 3), 1, channels=8, layers=2, kernel_size=3)
 
-    def loss(params):
-        return -distributions.bernoulli(net.apply({"params": params["model"]}, x)).log_prob(x).mean()
+    @jax.jit
+    def by_hand(params):
+        def loss(params):
+            return -distributions.bernoulli(net.apply({"params": params["model"]}, x)).log_prob(x).mean()
 
-    gradient = jax.grad(loss)(state.params.decoder)
-    updates, _ = optax.adam(0.02).update(gradient, optax.adam(0.02).init(state.params.decoder), state.params.decoder)
-    after, info = method.train_step(jax.random.key(1), state, x)
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, optax.adam(0.02).update(gradient, optax.adam(0.02).init(params), params)[0]
+
+    loss, updates = by_hand(state.params.decoder)
+    after, info = jax.jit(method.train_step)(jax.random.key(1), state, x)
     jax.tree.map(
         lambda a, p, u: np.testing.assert_allclose(a, p + u, rtol=1e-4, atol=1e-6),
         after.params.decoder,
         state.params.decoder,
         updates,
     )
-    np.testing.assert_allclose(info.log_likelihood.mean(), -loss(state.params.decoder), rtol=1e-5)
+    np.testing.assert_allclose(info.log_likelihood.mean(), -loss, rtol=1e-5)
     averaged = with_ema(method, 0.9)
     of_seeds = over_seeds(averaged, 2)
-    states = of_seeds.init(jax.random.key(0), x)
-    assert of_seeds.log_likelihood(jax.random.key(1), states, x).shape == (2, 6)
-    assert of_seeds.sample(jax.random.key(1), states, 3).shape == (2, 3, 3, 3)
+    states = jax.eval_shape(of_seeds.init, jax.random.key(0), x)
+    assert jax.eval_shape(of_seeds.log_likelihood, jax.random.key(1), states, x).shape == (2, 6)
+    assert jax.eval_shape(lambda key, states: of_seeds.sample(key, states, 3), jax.random.key(1), states).shape == (2, 3, 3, 3)
 
 
 def test_slips_are_named(images):
