@@ -32,7 +32,7 @@ from avb_jax.transforms import with_ema
 gc.freeze()  # a tenth of the tests' time was in collecting what JAX traces
 gc.set_threshold(200_000, 20, 100)
 
-fitting.DRAWS, watch.WATCHED, checks.BLOCK = 2000, 250, 250  # of fitted densities: enough to check, in less time
+fitting.DRAWS, watch.WATCHED, checks.BLOCK = 2000, 125, 125  # of fitted densities: enough to check, in less time
 LATENTS = 3
 METHODS = {name: getattr(avb_jax, name) for name in ("avb", "vae", "aae", "bigan", "gan", "vaegan")}  # the constructors
 WITH_LIKELIHOOD = ("avb", "vae", "aae")

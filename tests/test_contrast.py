@@ -1,5 +1,6 @@
 """Contrasts: what T is to learn shrinks, the KL term stays what it is."""
 
+import functools
 import re
 
 import jax
@@ -124,7 +125,7 @@ def test_with_moment_gradients_t_does_not_move_location_and_scale():
     for adversary in (Zero(), ExactUnderContrast(3.0, 0.2)):
         game = _game(GivesMoments(), adversary, moment_gradients=True)
         draws = game.draw(jax.random.key(1), jnp.tile(POINTS, (25, 1)))
-        gradients.append(jax.grad(game.loss, has_aux=True)(game.params, draws)[0].encoder)
+        gradients.append(jax.jit(jax.grad(game.loss, has_aux=True))(game.params, draws)[0].encoder)
     for name in ("m", "c", "log_s"):
         np.testing.assert_allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-5)
 
@@ -167,6 +168,7 @@ def test_a_full_covariance_leaves_nothing_of_any_gaussian():
     """T sees N(0, I), and the KL term is what the covariance makes it; no gradient flows into r."""
     game, noise = Game(Correlated()), jax.random.normal(jax.random.key(3), (20_000, 4, 2))
 
+    @functools.partial(jax.jit, static_argnums=1)
     def contrasted(params, count=50_000):
         encoder = game.networks.encoder, params, {}
         return contrast.encode(GaussianContrast(count, full=True), PRIOR, *encoder, Draws(POINTS, noise, noise), train=True)[0]
@@ -182,12 +184,14 @@ def test_a_full_covariance_leaves_nothing_of_any_gaussian():
     few = jax.random.normal(jax.random.key(0), (5, 2)) @ jnp.array([[1.0, 0.8], [0.0, 0.3]])
     of_few = dist.MultivariateNormal(POINTS + few.mean(axis=0), jnp.cov(few.T) + 1e-6 * jnp.eye(2))
 
-    def log_ratio(gain):
+    @jax.jit
+    @jax.grad
+    def slope(gain):
         z = POINTS + gain * (drawn.z - POINTS)
         return jnp.mean(of_few.log_prob(z) - PRIOR.log_prob(z))
 
-    found = jax.grad(lambda params: contrasted(params, 5).log_ratio.mean())(game.params.encoder)["gain"]
-    np.testing.assert_allclose(found, jax.grad(log_ratio)(1.0), rtol=1e-3)
+    found = jax.jit(jax.grad(lambda params: contrasted(params, 5).log_ratio.mean()))(game.params.encoder)["gain"]
+    np.testing.assert_allclose(found, slope(1.0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -201,7 +205,7 @@ def test_what_t_sees_does_not_move_with_moments_that_gradients_flow_through(full
             drawn, _ = contrast.encode(of, PRIOR, encoder, params, {}, Draws(POINTS, noise, noise), train=True)
             return jnp.sum(jnp.square(drawn.compared.z[0]))
 
-        return jax.grad(seen)({"gain": jnp.ones(())})["gain"]
+        return jax.jit(jax.grad(seen))({"gain": jnp.ones(())})["gain"]
 
     assert abs(slope(True)) < 1e-3 * abs(slope(False))
 

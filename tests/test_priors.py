@@ -72,7 +72,7 @@ def test_what_t_does_not_say_trains_the_prior(images, of):
     """Under any contrast and any T, the prior's gradient is that of -E log p(z), and no other player's changes by it."""
     prior = priors.Learned(networks.FlowPrior(3, 2, (4,)))
     method = learned("avb", prior, contrast=of, noise_draws=2)
-    state = method.init(jax.random.key(0), images)
+    state = jax.jit(method.init)(jax.random.key(0), images)
     scatter = lambda tree: jax.tree.map(  # noqa: E731
         lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape), tree
     )
@@ -95,7 +95,7 @@ def test_what_t_does_not_say_trains_the_prior(images, of):
             contrast=of,
         )
 
-    gradient, found = jax.grad(loss, has_aux=True)(params)
+    gradient, found = jax.jit(jax.grad(loss, has_aux=True))(params)
     z = jnp.stack([modules.encoder.apply({"params": params.encoder}, images, noise) for noise in draws.noise])
 
     def of_prior(variables):
@@ -146,7 +146,7 @@ def test_a_prior_comes_to_where_the_codes_are():
         optimizers=optax.adam(1e-2),
         noise_dim=2,
     )
-    state = avb_jax.fit(method, x, steps=800, batch_size=64, quiet=True)
+    state = avb_jax.fit(method, x, steps=800, batch_size=64, quiet=True, parallel="jit")
     drawn = prior_at(method, state).sample(jax.random.key(0), (5000,))
     np.testing.assert_allclose(drawn.mean(axis=0), 2.0 + x[:, 0].mean(axis=0), atol=0.15)
     np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(0.25 + x[:, 0].var(axis=0)), rtol=0.2)

@@ -15,9 +15,14 @@ README = ROOT / "README.md"
 
 @pytest.fixture
 def short(monkeypatch):
-    """Trainings of 50 steps."""
-    fit = avb_jax.fit
-    monkeypatch.setattr(avb_jax, "fit", lambda *arguments, **options: fit(*arguments, **{**options, "steps": 50}))
+    """Trainings of 50 steps on one device, fits of densities of 20 with small networks."""
+
+    def shortened(fit, **short):
+        return lambda *arguments, **options: fit(*arguments, **{**options, **short})
+
+    monkeypatch.setattr(avb_jax, "fit", shortened(avb_jax.fit, steps=50, parallel="jit"))
+    small = shortened(avb_jax.inference.fit, steps=20, widths=(8,), adversary_widths=(8,))
+    monkeypatch.setattr(avb_jax.inference, "fit", small)
 
 
 @pytest.mark.usefixtures("short")

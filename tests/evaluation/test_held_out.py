@@ -197,7 +197,7 @@ def test_a_run_that_has_stalled_ends(tmp_path, monkeypatch, capsys):
     method, data = small_method("vae"), from_arrays(*np.random.default_rng(0).random((2, 8, 6, 6), np.float32))
     bounds = [-9.0, -8.0, math.nan, -7.0, -7.0, -7.5, -1.0]
     monkeypatch.setattr(held_out, "summarise", lambda found: FINITE._replace(log_likelihood=bounds.pop(0)))
-    options = {"batch_size": 8, "checkpoint_every": 1, "log_every": 1, "steps": 10}
+    options = {"batch_size": 8, "checkpoint_every": 1, "log_every": 1, "steps": 10, "parallel": "jit"}
 
     def trained(**more):
         return avb_jax.fit(method, data, callbacks=[HeldOut(patience=2)], **options, **more)

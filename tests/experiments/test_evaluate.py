@@ -32,17 +32,14 @@ QUICK = [
     "knn.draws=60",
     "knn.codes=200",
 ]
-LOG_LIKELIHOODS = {
-    "log_likelihood_ais",
-    "log_likelihood_importance",
-    "log_likelihood_lower_bdmc",
-    "log_likelihood_upper_bdmc",
-    "width_bdmc",
-}
 
 
-def test_mnist_and_its_evaluation(tmp_path, idx_folder):
-    """Two seeds, two latents: every estimator; then again, from what was kept; and slips."""
+SOME = "importance,ais,quadrature"
+
+
+@pytest.mark.parametrize("estimators", [SOME, pytest.param("auto", marks=pytest.mark.slow)])
+def test_mnist_and_its_evaluation(tmp_path, idx_folder, estimators):
+    """Two seeds, two latents: some estimators, or every one; then again, from what was kept; and slips."""
     folder = tmp_path / "run"
     nothing = run("evaluate", folder)
     assert nothing.returncode == 2
@@ -54,23 +51,25 @@ def test_mnist_and_its_evaluation(tmp_path, idx_folder):
     assert set(before["avb"]) >= {"log_likelihood", "elbo", "reconstruction_error", "kl_aggregated_posterior", "kl"}
     assert {"avb_samples_000004.png", "avb_reconstructions_000006.png"} <= {p.name for p in (folder / "figures").iterdir()}
 
-    done = run("evaluate", folder, *QUICK)
+    done = run("evaluate", folder, *QUICK, f"estimators={estimators}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     results = json.loads((folder / "results.json").read_text())
     found, number = results["avb"], results["avb"]["log_likelihood_ais"]
-    assert found.keys() > before["avb"].keys() | LOG_LIKELIHOODS
-    assert set(found) >= {"log_likelihood_quadrature", "mutual_information_knn", "active_units_moments"}
-    assert "optimality_gap_fresh_adversary" in found
+    assert found.keys() > before["avb"].keys() | {f"log_likelihood_{name}" for name in SOME.split(",")}
     assert found["log_likelihood"] == before["avb"]["log_likelihood"]
     assert len(number["per_seed"]) == 2
     assert number["examples"] == 5
     assert number["estimator_standard_error"] > 0
     assert len(found["log_likelihood_importance"]["per_seed"]) == 2
-    assert found["elbo_adversary"]["examples"] == 60
-    assert "estimates that bound nothing" in done.stdout
     figures = {path.name for path in (folder / "figures").iterdir()}
-    assert {"avb_ais_weights.png", "avb_ais_annealing.png", "avb_adversary_calibration.png", "avb_latents.png"} <= figures
+    assert {"avb_ais_weights.png", "avb_ais_annealing.png"} <= figures
+    if estimators == "auto":
+        assert {"log_likelihood_lower_bdmc", "log_likelihood_upper_bdmc", "width_bdmc"} < found.keys()
+        assert {"mutual_information_knn", "active_units_moments", "optimality_gap_fresh_adversary"} < found.keys()
+        assert found["elbo_adversary"]["examples"] == 60
+        assert "estimates that bound nothing" in done.stdout
+        assert {"avb_adversary_calibration.png", "avb_latents.png"} <= figures
 
     again = run("evaluate", folder, *QUICK, "method=avb", "seeds=1", "estimators=ais")
     assert again.returncode == 0, again.stderr

@@ -300,7 +300,10 @@ def test_where_it_starts():
     np.testing.assert_allclose(fit.sample(KEY, 500).mean(axis=0), center, atol=0.3)
 
 
-@pytest.mark.parametrize(("scale", "expected"), [([0.2, 5.0], [0.2, 5.0]), (3.0, [3.0, 3.0]), ("nearest", [0.02, 8.0])])
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [([0.2, 5.0], [0.2, 5.0]), pytest.param(3.0, [3.0, 3.0], marks=pytest.mark.slow), ("nearest", [0.02, 8.0])],
+)
 def test_how_wide_it_starts(scale, expected):
     """As asked; or as a density that is a Gaussian of independent dimensions, which it finds."""
     center = np.array([3.0, -40.0])
@@ -361,7 +364,7 @@ def test_densities_that_are_refused():
         inference.fit(lambda z: -jnp.sqrt(jnp.abs(z[0])), 1)
 
 
-@pytest.mark.parametrize("method", ["avb", "sivi", "uivi"])
+@pytest.mark.parametrize("method", [pytest.param("avb", marks=pytest.mark.slow), "sivi", "uivi"])
 def test_a_density_of_zero_far_away_is_fitted(method):
     """It is not refused, and the draws that fall there end nothing."""
 

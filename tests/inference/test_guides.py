@@ -54,7 +54,7 @@ def test_the_density_of_a_numpyro_model(conjugate, monkeypatch):
 TINY = {"widths": (8,), "adversary_widths": (8,), "batch_size": 16}
 
 
-@pytest.mark.parametrize("guide", [inference.AutoAVB, inference.AutoSIVI])
+@pytest.mark.parametrize("guide", [pytest.param(inference.AutoAVB, marks=pytest.mark.slow), inference.AutoSIVI])
 def test_a_guide_is_run_as_svi_is(conjugate, guide):
     """Params, a fit and losses; then draws, medians and quantiles of every site without the model's arguments."""
     guide = guide(conjugate, **TINY)

@@ -25,7 +25,7 @@ def test_it_learns_a_distribution_of_which_the_entropy_is_known():
     """2x2 images of which the diagonals alone occur, one three times as often: log p(x) comes to minus the entropy."""
     x = np.array([[[1, 0], [0, 1]]] * 3 + [[[0, 1], [1, 0]]], np.float32)
     method = pixelcnn((2, 2))
-    state = avb_jax.fit(method, x, steps=300, batch_size=4, quiet=True)
+    state = avb_jax.fit(method, x, steps=300, batch_size=4, quiet=True, parallel="jit")
     report = avb_jax.evaluate(method, state, x, [Exact()], quiet=True)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert report["log_likelihood", "exact"].mean == pytest.approx(-entropy, abs=0.02)
@@ -92,7 +92,7 @@ def test_slips_are_named(images):
         avb_jax.fit(pixelcnn((6, 6)), images, steps=1, batch_size=4, quiet=True)
 
 
-@pytest.mark.parametrize("name", ["vae", "avb"])
+@pytest.mark.parametrize("name", [pytest.param("vae", marks=pytest.mark.slow), "avb"])
 def test_a_decoder_that_reads_earlier_pixels_in_any_method(name):
     """Estimators take it: the importance bound of a decoder that ignores z is log p(x) of the model itself."""
     net = networks.GatedPixelCNN((3, 3), 1, channels=4, layers=2, kernel_size=3)
@@ -110,7 +110,7 @@ def test_a_decoder_that_reads_earlier_pixels_in_any_method(name):
         adversary = networks.InnerProductAdversary(trunk, networks.MLP((4,)), 3)
         method = avb_jax.avb(networks.BlackBoxEncoder(trunk, 2), decoder, adversary, **options)
     x = np.random.default_rng(0).integers(0, 2, (8, 3, 3)).astype(np.float32)
-    state = avb_jax.fit(method, x, steps=3, batch_size=4, quiet=True)
+    state = avb_jax.fit(method, x, steps=3, batch_size=4, quiet=True, parallel="jit")
     silent = jax.tree_util.tree_map_with_path(
         lambda path, a: a * 0 if "condition_" in jax.tree_util.keystr(path) else a, state.params.decoder
     )

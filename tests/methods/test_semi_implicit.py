@@ -105,14 +105,14 @@ def test_sivi_by_hand():
     """One example, two draws: each scored by the mean of both densities."""
     method = avb_jax.sivi(LinearSemiImplicit(), LinearDecoder(), inner_draws=1, **SETTINGS)
     x = POINTS[:1]
-    state, key = method.init(jax.random.key(0), x), jax.random.key(5)
+    state, key = jax.jit(method.init)(jax.random.key(0), x), jax.random.key(5)
     noise = np.asarray(avb_jax.players.draw(key, x, PRIOR, 4, 2).noise[:, 0], np.float64)
     s = np.exp(-0.5)
     mean = 0.8 * np.asarray(x[0]) - 0.3 + np.asarray(A) * noise[:, 2:]
     z = mean + s * noise[:, :2]
     density = np.exp([[np.sum(log_normal(z[i], mean[k], -0.5)) for k in range(2)] for i in range(2)]).mean(axis=1)
     kl = np.mean([np.log(density[i]) - np.sum(log_normal(z[i])) for i in range(2)])
-    terms = method.elbo(key, state, x)
+    terms = jax.jit(method.elbo)(key, state, x)
     np.testing.assert_allclose(terms.kl[0], kl, rtol=1e-5)
     np.testing.assert_allclose(terms.reconstruction[0], -np.sum(log_normal(x[0], 0.9 * z[0], np.log(SIGMA))), rtol=1e-5)
 

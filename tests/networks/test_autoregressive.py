@@ -18,7 +18,7 @@ SHAPES = [(5, 4), (4, 5, 3)]
 
 def scattered(module, *inputs, scale=0.3):
     """Variables with noise on every array, so that nothing is at its start."""
-    variables = module.init(jax.random.key(2), *inputs)
+    variables = jax.jit(module.init)(jax.random.key(2), *inputs)
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(3), len(leaves))
     return jax.tree.unflatten(structure, [a + scale * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
@@ -42,7 +42,7 @@ def test_a_pixel_sees_those_before_it(case):
     def outputs(x):
         return net.apply(variables, x, features).reshape(2, height, width, -1).sum(axis=(0, -1))
 
-    of_all = np.moveaxis(np.abs(jax.jacobian(outputs)(x)), 2, -1)  # of either image
+    of_all = np.moveaxis(np.abs(jax.jit(jax.jacobian(outputs))(x)), 2, -1)  # of either image
     seen = of_all.reshape(height, width, height, width, -1).sum(axis=-1) > 0
     by_order = seen.reshape(height * width, height * width)
     assert not np.triu(by_order).any()
@@ -62,13 +62,17 @@ def test_pixels_are_drawn_from_what_teacher_forcing_says_of_them(case):
     def draw(key, output):
         return jax.nn.sigmoid(output[..., 0]) + 0.1 * jax.random.normal(key, output.shape[:-1])
 
-    x = net.apply(variables, jax.random.key(5), 2, features, draw, method="draw")
-    again = net.apply(variables, x, features)
+    def drawn(seed, draw):
+        return jax.jit(lambda: net.apply(variables, jax.random.key(seed), 2, features, draw, method="draw"))()
+
+    forced = jax.jit(lambda x: net.apply(variables, x, features))
+    x = drawn(5, draw)
+    again = forced(x)
     noise = np.asarray(x - jax.nn.sigmoid(again[..., 0]))
     assert x.shape == (2, *net.x_shape)
     assert 0.05 < noise.std() < 0.2
-    kept = net.apply(variables, jax.random.key(6), 2, features, lambda key, output: output[..., 0], method="draw")
-    np.testing.assert_allclose(kept, net.apply(variables, kept, features)[..., 0], rtol=1e-4, atol=1e-5)
+    kept = drawn(6, lambda key, output: output[..., 0])
+    np.testing.assert_allclose(kept, forced(kept)[..., 0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("formulation", ["rows", "patches", "onednn"])
@@ -95,7 +99,7 @@ def test_probabilities_of_all_images_sum_to_one(kind):
     x = jnp.array(list(itertools.product((0.0, 1.0), repeat=9))).reshape(-1, 3, 3)
     variables = scattered(net, x)
     of_x = Autoregressive(net, distributions.bernoulli, jnp.zeros((1, 3, 3, 0)), variables)
-    log_p = of_x.log_prob(x)
+    log_p = jax.jit(of_x.log_prob)(x)
     np.testing.assert_allclose(jax.nn.logsumexp(log_p), 0.0, atol=1e-5)
     drawn = jax.jit(lambda key: of_x.sample(key, (20_000,)))(jax.random.key(0))
     assert drawn.shape == (20_000, 1, 3, 3)
@@ -112,11 +116,12 @@ def test_256_levels():
     variables = scattered(net, x)
     likelihood = models.autoregressive(net, distributions.discretized_logistic())
     of_x = likelihood(networks.model_decoder.Conditioned(jnp.zeros((1, 2, 2, 0)), variables))
-    first = of_x.log_prob(x.at[:, 1, 1].set(0.0))
-    rest = jax.nn.logsumexp(of_x.log_prob(x))
-    alone = distributions.discretized_logistic()(net.apply(variables, x, None)).base_dist.log_prob(x)
+    log_prob = jax.jit(of_x.log_prob)
+    first = log_prob(x.at[:, 1, 1].set(0.0))
+    rest = jax.nn.logsumexp(log_prob(x))
+    alone = jax.jit(lambda x: distributions.discretized_logistic()(net.apply(variables, x, None)).base_dist.log_prob(x))(x)
     np.testing.assert_allclose(rest, alone[0].at[1, 1].set(0.0).sum(), rtol=1e-4)
-    assert bool(of_x.support(of_x.sample(jax.random.key(0))).all())
+    assert bool(of_x.support(jax.jit(of_x.sample)(jax.random.key(0))).all())
     assert np.isfinite(first).all()
 
 

@@ -85,8 +85,8 @@ def moment_encoder():
 
 def test_the_moment_encoder_has_the_moments_that_it_gives(moment_encoder):
     encoder, params, x = moment_encoder
-    noise = jax.random.normal(jax.random.key(3), (100_000, 4, 13))
-    z, mean, std = moments_of(encoder.apply({"params": params}, x, noise))
+    noise = jax.random.normal(jax.random.key(3), (20_000, 4, 13))
+    z, mean, std = moments_of(jax.jit(encoder.apply)({"params": params}, x, noise))
     # Its networks are standardised over 512 draws: their moments are known to one part in about 20.
     np.testing.assert_allclose((z.mean(axis=0) - mean) / std, 0, atol=4 / np.sqrt(512))
     np.testing.assert_allclose(z.std(axis=0) / std, 1, atol=4 / np.sqrt(2 * 512))
@@ -95,8 +95,8 @@ def test_the_moment_encoder_has_the_moments_that_it_gives(moment_encoder):
 def test_the_moment_encoder_is_no_gaussian(moment_encoder):
     """Its latents are correlated given x, and a share of it is; with the whole share Gaussian it is the VAE's."""
     encoder, params, x = moment_encoder
-    noise = jax.random.normal(jax.random.key(3), (100_000, 4, 13))
-    z, mean, std = moments_of(encoder.apply({"params": params}, x, noise))
+    noise = jax.random.normal(jax.random.key(3), (20_000, 4, 13))
+    z, mean, std = moments_of(jax.jit(encoder.apply)({"params": params}, x, noise))
     v = ((z - mean) / std)[:, 0]
     correlation = np.corrcoef(v.T) - np.eye(3)
     assert abs(correlation).max() > 0.1
@@ -111,7 +111,7 @@ def test_the_moment_encoder_starts_as_the_gaussian_of_its_moments():
     for more in (0, 5):
         encoder = networks.MomentEncoder(networks.MLP((8,), input_rank=2), 3, gaussian_share=0.0)
         noise = jax.random.normal(jax.random.key(3), (20_000, 4, 3 + 4 * (3 + more)))
-        z, mean, std = moments_of(encoder.init_with_output(jax.random.key(1), x, noise)[0])
+        z, mean, std = moments_of(jax.jit(encoder.init_with_output)(jax.random.key(1), x, noise)[0])
         v = ((z - mean) / std)[:, 0]
         np.testing.assert_allclose(np.corrcoef(v.T), np.eye(3), atol=0.05)
         _, residual, *_ = np.linalg.lstsq(noise[:, 0], v - v.mean(axis=0))
@@ -126,7 +126,7 @@ def test_what_weighs_the_bases_does_not_train_the_trunk(moment_encoder):
         z, mean, std = moments_of(encoder.apply({"params": params}, x, noise))
         return jnp.sum(jnp.sin((z - mean) / std))
 
-    gradient = jax.grad(shape)(params)
+    gradient = jax.jit(jax.grad(shape))(params)
     reached = {name for name, part in gradient.items() if any(abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(part))}
     assert reached == set(networks.MomentEncoder.SHAPE)
 

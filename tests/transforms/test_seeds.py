@@ -28,7 +28,7 @@ def evaluate(method, state, images):
     return {field: result() for field, (_, result) in evaluations(method, state, images).items()}
 
 
-@pytest.mark.parametrize("name", ["avb", "vae", "gan"])
+@pytest.mark.parametrize("name", ["avb", "vae", pytest.param("gan", marks=pytest.mark.slow)])
 def test_every_seed_is_the_run_that_it_would_be_alone(name, images):
     """In a step on a batch of its own, and in all that evaluates, on the same batch."""
     settings = {} if name == "vae" else {"adversary_steps": 2}
@@ -37,7 +37,7 @@ def test_every_seed_is_the_run_that_it_would_be_alone(name, images):
     assert several.name == method.name
     assert several.fresh_adversary is None
     x = jnp.stack([images, 1 - images])
-    states = several.init(key, images)
+    states = jax.jit(several.init)(key, images)
     assert states.step.shape == (SEEDS,)
     keys = jax.random.split(jax.random.key(1), SEEDS)
     after, info = jax.jit(several.train_step)(keys, states, x)
