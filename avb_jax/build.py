@@ -153,7 +153,7 @@ def _avb(config, parts: Parts) -> Method:
     if config.encoder.kind == "semi_implicit":
         encoder, noise_dim = _semi_implicit(config, parts)
     elif options.kind == "gaussian" and options.bases:
-        encoder = networks.MomentEncoder(
+        moments = networks.MomentEncoder(
             parts.trunk,
             config.latent_dim,
             options.bases,
@@ -161,10 +161,8 @@ def _avb(config, parts: Parts) -> Method:
             options.gaussian_share,
             config.network.head_scale,
         )
-        encoder, noise_dim = (
-            computing(config, encoder),
-            config.latent_dim + options.bases * (config.latent_dim + config.noise_dim),
-        )
+        noise_dim = config.latent_dim + options.bases * (config.latent_dim + config.noise_dim)
+        encoder = computing(config, moments)
     else:
         encoder, noise_dim = computing(config, networks.BlackBoxEncoder(parts.trunk, config.latent_dim)), config.noise_dim
     return avb_jax.avb(
