@@ -12,6 +12,9 @@ from avb_jax.data.dataset import to_pixels
 from avb_jax.streams import stream
 from avb_jax.types import Array, PyTree
 
+# Of matrix products. By default GPUs take TF32 and TPUs bfloat16, whose rounding adds up over hundreds of pixels.
+PRECISION = "float32"
+
 
 def map_examples(
     name: str,

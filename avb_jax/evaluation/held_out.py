@@ -7,6 +7,7 @@ import numpy as np
 
 from avb_jax.data.dataset import Dataset
 from avb_jax.evaluation.elbo import ELBO
+from avb_jax.evaluation.examples import PRECISION
 from avb_jax.evaluation.importance import ImportanceSampling
 from avb_jax.evaluation.semi_implicit import SemiImplicit
 from avb_jax.method import Method
@@ -125,7 +126,8 @@ class HeldOut(Callback):
         """Whether there has been nothing better for too long."""
         if self._images is None:
             return False
-        found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
+        with jax.default_matmul_precision(PRECISION):
+            found = [summarise(self._estimates(self._key, one, self._images)) for one in self.run.per_seed(state)]
         fields = [field for field in Comparison._fields if getattr(found[0], field) is not None]
         numbers = {f"held_out_{field}": np.array([getattr(one, field) for one in found]) for field in fields}
         self.run.record(step, numbers)

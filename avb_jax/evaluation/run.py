@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from avb_jax import processes
 from avb_jax.data.dataset import Dataset, from_arrays, to_pixels
 from avb_jax.evaluation.estimator import Estimator
+from avb_jax.evaluation.examples import PRECISION
 from avb_jax.evaluation.report import Report, combine
 from avb_jax.locks import locked
 from avb_jax.method import Method, prior_at
@@ -33,7 +34,7 @@ from avb_jax.types import Array, Diverged, PyTree, State, UserError
 
 AXIS = "devices"
 SECONDS_BETWEEN_REPORTS = 2.0
-VERSION = 5  # of kept results: raised when an estimator gives other numbers for the same settings
+VERSION = 6  # of kept results: raised when an estimator gives other numbers for the same settings
 EXAMPLES = "_examples"  # a digest of theirs, next to an estimator's fields
 COUNTED = ("images", "draws", "inner", "samples", "codes", "chains", "temperatures", "steps")  # what an estimator takes
 
@@ -50,7 +51,7 @@ def evaluate(
     name: str | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Evaluates a trained method with several estimators, which all see the same binary images.
+    """Evaluates a trained method with several estimators, which all see the same binary images; products are in float32.
 
     Args:
       method: what was trained.
@@ -108,6 +109,7 @@ def evaluate(
     several = (num_seeds or 1) > 1
     progress = Progress(name, (num_seeds or 1) * len(estimators), 0, quiet or not several, "estimate")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(PRECISION))
         stack.enter_context(contextlib.closing(progress))
         if folder is not None and processes.first():  # two at once would take each other's results away
             stack.enter_context(locked(folder / "evaluation", "workdir", wait=True))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avb_jax.evaluation.examples import pareto_k, sum_up
+from avb_jax.evaluation.examples import PRECISION, pareto_k, sum_up
 from avb_jax.types import Array, PyTree, UserError
 
 FEW = 0.05  # of the points where q starts: so many may have no density
@@ -157,7 +157,8 @@ class Weigher:
     def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
         """So many draws: NumPy arrays."""
         keys = jax.random.split(key, -(-draws // BLOCK) * BLOCK).reshape(-1, BLOCK)
-        found = [jax.device_get(self._block(params, block)) for block in keys]
+        with jax.default_matmul_precision(PRECISION):
+            found = [jax.device_get(self._block(params, block)) for block in keys]
         return Weighed(*(np.concatenate(parts)[:draws] for parts in zip(*found, strict=True)))
 
 

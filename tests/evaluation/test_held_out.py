@@ -15,6 +15,7 @@ from avb_jax import UserError, networks
 from avb_jax.data import from_arrays
 from avb_jax.evaluation import held_out
 from avb_jax.evaluation.held_out import Comparison, HeldOut
+from avb_jax.inference.checks import Weigher
 from avb_jax.training import checkpoints
 from tests.conftest import small_method
 from tests.evaluation import game
@@ -226,3 +227,22 @@ def test_a_disk_without_links(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"the state of step 1 could not be kept there .*No space left on device"):
         checkpoints.keep(tmp_path / "checkpoints", 1, tmp_path / "other", {})
     assert not checkpoints.steps(tmp_path / "other")
+
+
+def test_products_are_in_float32_whatever_the_device_prefers():
+    """In an evaluation, in looks at held-out examples, and in what weighs a density's draws; in nothing after them."""
+    seen = []
+
+    def noted(function):
+        def with_note(*arguments):
+            seen.append(jax.config.jax_default_matmul_precision)
+            return function(*arguments)
+
+        return with_note
+
+    method = game.method()._replace(log_joint=noted(game.method().log_joint))
+    avb_jax.evaluate(method, game.state(0.0), game.points(8), [avb_jax.evaluation.ImportanceSampling(samples=2)], quiet=True)
+    looked(method, DATA, game.state(0.0), images=4)
+    Weigher(lambda _, u: (u, jnp.ones_like(u)), noted(lambda z: -0.5 * jnp.sum(z**2)), 1, 1, 4)(None, jax.random.key(1), 10)
+    assert {*seen} == {"float32"}
+    assert jax.config.jax_default_matmul_precision != "float32"
