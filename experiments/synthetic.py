@@ -28,7 +28,7 @@ from avb_jax.evaluation import (
 from avb_jax.evaluation.estimator import mean
 from avb_jax.evaluation.moments import Draws
 from avb_jax.evaluation.samples import draw_samples
-from avb_jax.figures import Pictures, plots, save
+from avb_jax.figures import Pictures, save
 from avb_jax.method import prior_at
 from avb_jax.streams import stream
 from avb_jax.training import workdir
@@ -104,6 +104,8 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     print(table(results, config.num_seeds, [name for name in paper if name in results]))
     print(f"\nOptimal log-likelihood -log 4 = {-math.log(4):.3f}. Numbers in {folder / 'results.json'}", flush=True)
     if config.latent_dim == 2 and codes:
+        from avb_jax.figures import plots  # not at every start: Matplotlib takes a fifth of all imports
+
         labels = [str(i + 1) for i in range(len(points.train))]
         path = save(folder / "figures" / "figure_3.png", plots.latent_codes(codes, labels), folder.name)
         print(f"Figure 3 in {path}")

@@ -3,20 +3,23 @@
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 from PIL import Image
 
 from avb_jax.data.dataset import Dataset, to_pixels
-from avb_jax.figures import conditional, images, plots
+from avb_jax.figures import conditional, images
 from avb_jax.figures.save import save
 from avb_jax.method import Method
 from avb_jax.streams import stream
 from avb_jax.training.callbacks import Callback
 from avb_jax.types import Array, State, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CODES = 5000  # test examples in the plane of codes
 GRIDS: dict[str, Callable] = {
@@ -60,9 +63,7 @@ def grid(figure: str, method: Method, state: State, data: Dataset, seed: int = 0
     return GRIDS[figure](stream(jax.random.key(seed), figure), method, state, data)
 
 
-def draw(
-    figure: str, method: Method, state: State, data: Dataset, seed: int = 0, name: str = ""
-) -> Image.Image | matplotlib.figure.Figure:
+def draw(figure: str, method: Method, state: State, data: Dataset, seed: int = 0, name: str = "") -> "Image.Image | Figure":
     """One of `FIGURES` as a picture; small images are enlarged. Its title is `name`, by default the method's, and the step.
 
     Raises:
@@ -77,11 +78,13 @@ def draw(
     return images.to_image(found, f"{title}: {found.caption}")
 
 
-def codes(key: Array, method: Method, state: State, data: Dataset, title: str) -> matplotlib.figure.Figure:
+def codes(key: Array, method: Method, state: State, data: Dataset, title: str) -> "Figure":
     """A code of each test example, coloured by its class where that is known; of more than two latents, two directions.
 
     These are the codes' first two principal components. Of a few examples there are many codes each, and a colour for each.
     """
+    from avb_jax.figures import plots  # where something is drawn, for Matplotlib takes a fifth of all imports
+
     count = min(CODES, len(data.test))
     few = count <= len(plots.COLOURS)
     x = to_pixels(stream(jax.random.key(0), "pixels"), jnp.asarray(data.test[:count]), data.binarize)

@@ -1,16 +1,19 @@
 """Figures to files."""
 
 import pathlib
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 from PIL import Image
 
 from avb_jax import processes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DPI = 130
 
 
-def save(path: pathlib.Path, figure: matplotlib.figure.Figure | Image.Image, title: str = "") -> pathlib.Path:
+def save(path: pathlib.Path, figure: "Figure | Image.Image", title: str = "") -> pathlib.Path:
     """Writes a diagram, with a title over it where one is given, or a picture, and makes its folder; returns the path.
 
     Of several processes the first one writes.
