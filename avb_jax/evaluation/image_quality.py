@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import scipy.linalg
-import scipy.ndimage
 
 from avb_jax.types import UserError
 

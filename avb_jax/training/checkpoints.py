@@ -1,8 +1,8 @@
 """States on disk: each whole or not at all, and read back only as it was written.
 
-The only place that knows Orbax. A run's folder has a folder per step, with Orbax's checkpoint in `state/` and next to it
-`about.json`: the format's number, the shape, type and SHA-256 of every array, and the SHA-256 of every file. Reading never
-writes, so that a run can be looked at while it trains.
+The only place that knows Orbax, and imports it where a State is written or read: that takes half a second. A run's folder has
+a folder per step, with Orbax's checkpoint in `state/` and next to it `about.json`: the format's number, the shape, type and
+SHA-256 of every array, and the SHA-256 of every file. Reading never writes, so that a run can be looked at while it trains.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from avb_jax import processes
 from avb_jax.types import Array, PyTree, State, UserError
@@ -48,6 +47,8 @@ def save(folder: pathlib.Path, step: int, state: State, kept: int = KEPT, before
       UserError: it cannot be written; what was there before stays.
     """
     if step not in steps(folder):
+        from orbax.checkpoint import v1 as ocp
+
         path, state = folder.absolute() / f"{step}{_UNFINISHED}", key_data(state)
         try:
             ocp.save(path / "state", state)  # by all processes
@@ -193,6 +194,8 @@ def _load(path: pathlib.Path, like: State) -> State:
                 f"{where} is of another model or another optimiser: State{name} is {' '.join(map(str, there))} there, "
                 f"{' '.join(map(str, here))} here; use the settings that it was trained with, or another workdir"
             )
+    from orbax.checkpoint import v1 as ocp
+
     of_numpy = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), like)  # which any process reads
     try:
         state = ocp.load(path / "state", of_numpy)

@@ -8,6 +8,7 @@ import warnings
 import chex
 import jax.numpy as jnp
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from avb_jax import UserError
 from avb_jax.training import checkpoints
@@ -120,7 +121,7 @@ def test_a_full_disk_is_a_line_and_leaves_what_was_there(folder, monkeypatch):
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.ocp, "save", full)
+        patch.setattr(ocp, "save", full)
         with pytest.raises(
             UserError, match=r"state of step 12 could not be written \(no space is left on the device\); make room"
         ):
@@ -130,22 +131,22 @@ def test_a_full_disk_is_a_line_and_leaves_what_was_there(folder, monkeypatch):
 
 def test_what_was_not_right_in_memory_is_noticed(folder, monkeypatch):
     """Files as they were written, and other numbers out of them."""
-    load = checkpoints.ocp.load
-    monkeypatch.setattr(checkpoints.ocp, "load", lambda *given: load(*given)._replace(step=jnp.int32(9)))
+    load = ocp.load
+    monkeypatch.setattr(ocp, "load", lambda *given: load(*given)._replace(step=jnp.int32(9)))
     with pytest.raises(UserError, match=r"the state of step 8 is damaged \(State\.step is not what was written\)"):
         checkpoints.restore(folder, LIKE)
 
 
 def test_what_is_removed_while_it_is_read_is_no_state(folder, monkeypatch):
     """By a training that has saved later ones; what is left is taken."""
-    load = checkpoints.ocp.load
+    load = ocp.load
 
     def removed(path, like):
         if "/8/" in str(path):
             raise FileNotFoundError(path)
         return load(path, like)
 
-    monkeypatch.setattr(checkpoints.ocp, "load", removed)
+    monkeypatch.setattr(ocp, "load", removed)
     with pytest.warns(
         RuntimeWarning, match=r"step 8 is damaged \(state cannot be read \(FileNotFoundError\)\): that of step 4"
     ):
