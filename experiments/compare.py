@@ -1,7 +1,7 @@
 """Trains methods with the same decoder on the same data and budget, evaluates them alike, and writes one table and one figure.
 
     python -m experiments.compare --suite=SUITE [--methods=avb_ac,vae,iaf] [--data_dir=DIR] [--workdir=DIR]
-        [--steps=N | --seconds=N] [--seeds=N] [--images=N] [--estimators=exact,importance]
+        [--steps=N | --seconds=N] [--seeds=N] [--seed=N] [--images=N] [--estimators=exact,importance]
 
 An interrupted comparison continues with --workdir=last. Each run is a directory of its own in --workdir, which the other
 commands understand, too.
@@ -41,6 +41,7 @@ def compare(
     steps: int = 0,
     seconds: int = 0,
     seeds: int = 0,
+    seed: int | None = None,
     images: int = 0,
     estimators: tuple[str, ...] = (),
 ) -> dict[str, dict]:
@@ -54,6 +55,7 @@ def compare(
       steps: of each training, or 0.
       seconds: of each training, or 0; the suite's own steps where both are 0.
       seeds: of each method, side by side; 0 is the suite's own number.
+      seed: of each training's random numbers; None is the suite's own. Evaluations draw the same whatever it is.
       images: test images for annealed importance sampling; 0 is the suite's own number.
       estimators: of `experiments.evaluate`, by name, in the place of the suite's own.
 
@@ -77,6 +79,7 @@ def compare(
         config = suite.get_config(entry.variant)
         config.update_from_flattened_dict({**suite.fields, **entry.fields})
         config.data.dir, config.num_seeds = data_dir or config.data.dir, seeds or config.num_seeds
+        config.seed = config.seed if seed is None else seed
         config.steps = steps or (affordable(config, folder_of_run, seconds) if seconds else config.steps)
         rows[name] = {"steps": config.steps, "seeds": config.num_seeds, "published": entry.published}
         try:
@@ -238,6 +241,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         ("images", "For annealed importance sampling", "number"),
     ):
         flags.DEFINE_integer(name, 0, f"{text}; the suite's own {default} by default.", 0, flag_values=values)
+    flags.DEFINE_integer("seed", None, "Of each training's random numbers; the suite's own by default.", 0, flag_values=values)
     flags.DEFINE_string("estimators", "", "Of experiments.evaluate, with commas; the suite's own by default.", values)
     return values
 
@@ -260,6 +264,7 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
                 steps=given.steps,
                 seconds=given.seconds,
                 seeds=given.seeds,
+                seed=given.seed,
                 images=given.images,
                 estimators=tuple(name.strip() for name in given.estimators.split(",") if name.strip()),
             )

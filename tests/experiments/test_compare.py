@@ -118,10 +118,10 @@ def test_a_comparison_of_runs_that_are_there(tmp_path, monkeypatch):
     suite, estimators = digits()._replace(main=main, reference="gan"), ("ais", "optimality")
     suite.entries["avb"] = suite.entries["avb"]._replace(reference="vae")  # which goes before the suite's
     rows = compare.compare(
-        suite, tmp_path, ["avb", "vae", "gan"], data_dir="data", steps=70, seeds=3, images=4, estimators=estimators
+        suite, tmp_path, ["avb", "vae", "gan"], data_dir="data", steps=70, seeds=3, seed=7, images=4, estimators=estimators
     )
     for config in configs.values():
-        assert (config.steps, config.num_seeds, config.data.dir) == (70, 3, "data")
+        assert (config.steps, config.num_seeds, config.seed, config.data.dir) == (70, 3, 7, "data")
     assert asked == [("avb", ["ais", "optimality"]), ("vae", ["ais"]), ("gan", [])]  # a GAN has no likelihood
     assert {name: row["under_t"] for name, row in rows.items()} == {"avb": True, "vae": False, "gan": False}
     for row in rows.values():
