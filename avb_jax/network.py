@@ -29,6 +29,7 @@ class Network(NamedTuple):
     name: str = "network"  # for messages
     semi_implicit: bool = False  # an encoder whose `Posterior` has conditional moments
     bounds_log_q: bool = False  # an encoder whose `Posterior` has a log_q that is on average too large
+    pointwise: bool = False  # an adversary whose T at one z does not depend on any other z of the batch
 
 
 def as_network(network: Any) -> Network | None:
@@ -50,7 +51,7 @@ def as_network(network: Any) -> Network | None:
 def from_linen(module: nn.Module) -> Network:
     """A Linen module; one whose `__call__` takes `train` is called with it.
 
-    `shares_x`, `semi_implicit` and `bounds_log_q` are its attributes, where it has them.
+    `shares_x`, `semi_implicit`, `bounds_log_q` and `pointwise` are its attributes, where it has them.
     Collections other than params, such as batch statistics, change in training alone.
     """
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
@@ -65,7 +66,7 @@ def from_linen(module: nn.Module) -> Network:
     def init(key: Array, *inputs: Array) -> dict:
         return dict(module.init(key, *inputs, **({"train": False} if takes_train else {})))
 
-    flags = {name: getattr(module, name, False) for name in ("shares_x", "semi_implicit", "bounds_log_q")}
+    flags = {name: getattr(module, name, False) for name in ("shares_x", "semi_implicit", "bounds_log_q", "pointwise")}
     return Network(init, apply, name=type(module).__name__, **flags)
 
 

@@ -20,7 +20,7 @@ from numpyro import distributions as dist
 from avb_jax import contrast as contrasts
 from avb_jax import networks, players
 from avb_jax.method import Method, identity
-from avb_jax.methods import avb, generator
+from avb_jax.methods import avb, generator, one_backward
 from avb_jax.methods.bound import check_semi_implicit
 from avb_jax.methods.uivi import chains_of_noise, log_density_of_chains
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections
@@ -81,6 +81,8 @@ class LogDensityNetwork(nn.Module):
     """log q(z), up to a constant, of z as r standardises it; maps x [B, 0] and z [B, Z] to [B], and starts at 0."""
 
     widths: Sequence[int]
+
+    pointwise = True
 
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
@@ -198,6 +200,7 @@ def density_method(
     loss = functools.partial(negative_bound, networks=networks, density=density, contrast=contrast)
     loss_of_t = functools.partial(avb.adversary_loss, networks=networks, prior=density, contrast=contrast, minus_log_prior=True)
     encode = generator.posterior_of(networks.encoder, noise_dim, dim)
+    gradients = one_backward.chosen(networks)
 
     def draw(key: Array, x: Array, draws: int = 1) -> Draws:
         return players.draw(key, x, base, noise_dim, draws)
@@ -212,6 +215,7 @@ def density_method(
             draw=lambda key: draw(key, x),
             loss=loss,
             adversary_loss=loss_of_t,
+            gradients=gradients,
             optimizers=optimizers,
             adversary_steps=adversary_steps,
             reduce=reduce,

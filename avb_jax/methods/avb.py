@@ -19,7 +19,7 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood
 from avb_jax.importance import log_mean
 from avb_jax.method import Method, identity
-from avb_jax.methods import generator
+from avb_jax.methods import generator, one_backward
 from avb_jax.methods.penalty import r1
 from avb_jax.methods.update import Generative, adversarial_step, apply_gradients, mean_collections, warmup
 from avb_jax.priors import Learned, at
@@ -346,6 +346,7 @@ def avb(
     networks = players.prepare(Players(encoder, decoder, adversary), optimizers, prior, Players._fields, learned=True)
     contrast.base(prior)  # which refuses what does not fit z
     beta_at = warmup(beta, beta_warmup)
+    gradients = one_backward.chosen(networks, gradient_penalty)
     of_t = {"networks": networks, "prior": prior, "contrast": contrast, "minus_log_prior": minus_log_prior}
     of_loss = {"adversary_floor": adversary_floor, "importance_weighted": importance_weighted}
     loss = functools.partial(negative_elbo_adversarial, likelihood=likelihood, **of_loss, **of_t)
@@ -374,6 +375,7 @@ def avb(
             adversary_loss=loss_of_t,
             optimizers=optimizers,
             adversary_steps=adversary_steps,
+            gradients=gradients,
             reduce=reduce,
         )
         return state, Info(

@@ -45,7 +45,7 @@ def adversarial_step(
       adversary_loss: T's, (adversary, collections, draws, compared) -> (loss [], (AdversaryTerms, T's new collections)).
       optimizers: an optax optimiser per player.
       adversary_steps: updates of T in all.
-      gradients: arguments as `loss`, -> (gradients of encoder and decoder, `Generative`); of `loss` by default.
+      gradients: arguments and returns as `of_both`, which is the default.
       reduce: averages a pytree over devices.
 
     Returns:
@@ -60,18 +60,33 @@ def adversarial_step(
         state = state._replace(collections=state.collections._replace(adversary=mean_collections(reduce, collections)))
         state = apply_gradients(state, reduce(Players(adversary=gradient)), optimizers)
 
-    draws = draw(key)
-    of_players, generative = (gradients or jax.grad(loss, has_aux=True))(
-        state.params._replace(adversary=None), state.params.adversary, state.collections, draws
-    )
-    of_adversary, (terms, collections) = jax.grad(adversary_loss, has_aux=True)(
-        state.params.adversary, state.collections, draws, generative.compared
-    )
+    of_players, generative, terms, collections = (gradients or of_both)(loss, adversary_loss, state, draw(key))
     collections = mean_collections(reduce, generative.collections._replace(adversary=collections))
-    state = apply_gradients(
-        state._replace(collections=collections), reduce(of_players._replace(adversary=of_adversary)), optimizers
-    )
+    state = apply_gradients(state._replace(collections=collections), reduce(of_players), optimizers)
     return state._replace(step=state.step + 1), generative.terms, terms
+
+
+def of_both(
+    loss: Callable, adversary_loss: Callable, state: State, draws: Draws, of_players: Callable | None = None
+) -> tuple[Players, Generative, AdversaryTerms, PyTree]:
+    """The gradients of both losses at the State, one after the other.
+
+    Args:
+      loss: of encoder and decoder, as in `adversarial_step`.
+      adversary_loss: T's, as there.
+      state: the State before.
+      draws: of the step.
+      of_players: arguments as `loss`, -> (gradients of encoder and decoder, `Generative`); of `loss` by default.
+
+    Returns:
+      The gradients of all players, the `Generative`, the adversary's terms and its new collections.
+    """
+    params, collections = state.params, state.collections
+    gradients, generative = (of_players or jax.grad(loss, has_aux=True))(
+        params._replace(adversary=None), params.adversary, collections, draws
+    )
+    gradient, (terms, after) = jax.grad(adversary_loss, has_aux=True)(params.adversary, collections, draws, generative.compared)
+    return gradients._replace(adversary=gradient), generative, terms, after
 
 
 def apply_gradients(state: State, gradients: Players, optimizers: Players) -> State:

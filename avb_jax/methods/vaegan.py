@@ -17,7 +17,7 @@ from avb_jax import divergences, players
 from avb_jax.distributions import Likelihood, deterministic, kl_divergence, normal
 from avb_jax.method import Method, identity
 from avb_jax.methods import gan, generator
-from avb_jax.methods.update import Generative, adversarial_step, warmup
+from avb_jax.methods.update import Generative, adversarial_step, of_both, warmup
 from avb_jax.settings import at_least, check_settings
 from avb_jax.types import Array, Draws, Players, PyTree, State, UserError
 
@@ -165,7 +165,7 @@ def vaegan(
             draw=lambda key: players.draw(key, x, prior, noise_dim),
             loss=weighted,
             adversary_loss=loss_of_t,
-            gradients=functools.partial(gradients, weighted),
+            gradients=functools.partial(of_both, of_players=functools.partial(gradients, weighted)),
             optimizers=optimizers,
             adversary_steps=adversary_steps,
             reduce=reduce,

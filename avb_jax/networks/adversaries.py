@@ -27,6 +27,11 @@ class InnerProductAdversary(nn.Module):
 
     shares_x = True
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether g treats each z by itself, as `MLP` does."""
+        return isinstance(self.z_net, MLP)
+
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
         kernel_init = nn.initializers.zeros if self.starts_at_zero else nn.linear.default_kernel_init
@@ -59,6 +64,11 @@ class JointAdversary(nn.Module):
 
     shares_x = True
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether g treats each z by itself, as `MLP` does."""
+        return isinstance(self.z_net, MLP)
+
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
         waves = [wave(frequency * z) for frequency in self.frequencies for wave in (jnp.sin, jnp.cos)]
@@ -82,7 +92,7 @@ class MixtureAdversary(nn.Module):
     x_net: nn.Module
     components: int = 16
 
-    shares_x = True
+    shares_x, pointwise = True, True
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
@@ -110,6 +120,8 @@ class LatentAdversary(nn.Module):
 
     widths: Sequence[int] = (256, 256)
     activation: Callable[[Array], Array] = nn.silu
+
+    pointwise = True
 
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
