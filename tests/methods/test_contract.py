@@ -81,7 +81,8 @@ def evaluations(method: Method, state, x):
 def test_a_step_compiles_once_counts_and_moves_every_player(name, conv, images):
     """All is finite and of its shape, in what a step observes and in what evaluates; a batch of another size is no obstacle."""
     chex.clear_trace_counter()
-    method = small_method(name, conv=conv, optimizers=optax.sgd(0.1))
+    rate = 0.01 if conv else 0.1  # at 0.1 the feature distance of convolutions takes log std beyond what float32 holds
+    method = small_method(name, conv=conv, optimizers=optax.sgd(rate))
     start = state = method.init(jax.random.key(0), images)
     assert start.ema is None
     assert [player for player, params in start.params._asdict().items() if params is not None] == PLAYERS[name]
