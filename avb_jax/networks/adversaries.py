@@ -11,6 +11,11 @@ from avb_jax.networks.mlp import MLP
 from avb_jax.types import AdversaryOutput, Array
 
 
+def _treats_each_z_by_itself(adversary: nn.Module) -> bool:
+    """Whether g is known to, which a network of the user's, or one derived from `MLP`, need not."""
+    return type(adversary.z_net) is MLP
+
+
 class InnerProductAdversary(nn.Module):
     """T(x, z) = <f(x), g(z)> / sqrt(features) (section 4), with f(x) computed once for however many z.
 
@@ -27,10 +32,7 @@ class InnerProductAdversary(nn.Module):
 
     shares_x = True
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether g is known to treat each z by itself."""
-        return type(self.z_net) is MLP
+    pointwise = property(_treats_each_z_by_itself)
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
@@ -64,10 +66,7 @@ class JointAdversary(nn.Module):
 
     shares_x = True
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether g is known to treat each z by itself."""
-        return type(self.z_net) is MLP
+    pointwise = property(_treats_each_z_by_itself)
 
     @nn.compact
     def __call__(self, x: Array, z: Array, *, train: bool = False) -> Array:
