@@ -47,7 +47,7 @@ METHODS_OF = flags.DEFINE_list("methods", None, "Which methods; all by default."
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each.")
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Of training.")
 OUT = flags.DEFINE_string("out", None, "Where to keep a line per run.")
-SCALE = flags.DEFINE_enum("scale", "1", ("1", "nearest"), "Where our samplers begin: `inference.fit`'s scale.")
+SCALE = flags.DEFINE_enum("scale", "near", ("near", "1", "nearest"), "How our samplers begin: `inference.fit`'s default, or scale.")
 GERMAN_CREDIT = flags.DEFINE_string("german_credit", None, "UCI's german.data-numeric, for that density.")
 
 DRAWS = 10_000
@@ -235,7 +235,7 @@ class Rate(Callback):
 def ours(method: str, target: Target, seed: int, seconds: float):
     """Draws, the log evidence and its error, and what `Diagnostics` doubts."""
     rate, options = Rate(), {"method": method, "batch_size": PARTICLES, "tolerance": 0, "quiet": True}
-    options["scale"] = SCALE.value if SCALE.value == "nearest" else 1.0
+    options["scale"] = {"near": None, "1": 1.0}.get(SCALE.value, SCALE.value)
     inference.fit(target.log_density, target.dim, steps=300, callbacks=[rate], **options)
     steps = max(100, int(seconds * np.median(rate.rates)))
     fit = inference.fit(target.log_density, target.dim, seed=seed, steps=steps, **options)

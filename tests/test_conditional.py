@@ -152,6 +152,7 @@ def test_a_classifier_is_trained_on_the_spot(halves):
         figures.classifier(jax.random.key(0), halves._replace(train_labels=None))
 
 
+@pytest.mark.slow
 def test_the_figures(halves):
     """Rows of a class; and of an image, its left half, draws that keep it, the encoder's, and the whole as reconstructed."""
     method = small_method("avb")

@@ -95,7 +95,13 @@ def test_categories_are_drawn_since_they_have_no_mean():
     assert set(np.unique(models.images_of(KEY, of_x))) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("name", "kind"), [*(("vae", kind) for kind in LIKELIHOODS), ("avb", "categories")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(pytest.param("vae", kind, marks=[pytest.mark.slow] * (kind not in ("counts", "real"))) for kind in LIKELIHOODS),
+        ("avb", "categories"),
+    ],
+)
 def test_every_kind_of_data_is_trained_on(name, kind):
     """The ELBO rises in some steps on a plain array; the joint density is the likelihood's and the prior's."""
     make, shape, likelihood = LIKELIHOODS[kind]

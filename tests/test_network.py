@@ -278,7 +278,7 @@ def test_a_linen_module_is_taken_as_it_is():
     assert [float(collections["counts"]["calls"]) for _, collections in outputs] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize("parallel", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_run_of_a_network_with_random_numbers_resumes_and_is_evaluated(tmp_path, parallel):
     """Keys are among its collections, and keys are no numbers to NumPy or to a checkpoint."""
     method = method_of(LINEN._replace(decoder=networks.from_nnx(lambda rngs: WithDropout(rngs))))

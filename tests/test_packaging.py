@@ -36,6 +36,7 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
+@pytest.mark.slow
 def test_a_typed_client_runs():
     x = np.random.default_rng(0).integers(0, 2, (8, 4)).astype(np.float32)
     assert np.isfinite(typed_client.evaluate(*typed_client.train(x), x))
@@ -63,6 +64,7 @@ def test_what_a_type_checker_sees(others, tmp_path):
     assert (ROOT / "avb_jax" / "py.typed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("sphinx", "myst_nb", "furo", "sphinx_copybutton"), reason="the extra docs is not installed")
 def test_the_documentation_builds_without_warnings(tmp_path):
     fields = ROOT / "docs" / "guides" / "fields.md"

@@ -125,6 +125,7 @@ def test_what_t_does_not_say_trains_the_prior(images, of):
         np.testing.assert_allclose(found.terms.kl, t.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prior_comes_to_where_the_codes_are():
     """An encoder far from N(0, I) that does not move: the flow's moments become those of its codes."""
 

@@ -69,7 +69,7 @@ def as_vi_algorithm(
     def init(position: PyTree) -> VIState:
         played, at = of(position), flat(position)[0]
         key = stream(jax.random.key(0), "players") if rng_key is None else rng_key
-        return VIState(started(played, at).init(key, jnp.zeros((num_samples, 0))), position)
+        return VIState(started(played, at, 1.0).init(key, jnp.zeros((num_samples, 0))), position)
 
     def step(rng_key: Array, state: VIState) -> tuple[VIState, NamedTuple]:
         played = of(state.position)

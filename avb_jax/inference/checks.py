@@ -123,7 +123,7 @@ NUMBERS = (*Diagnostics._fields[:7], "outside")  # that need no T
 
 
 class Weigher:
-    """Draws of a semi-implicit q with bounds on log q at each, by one compiled program whatever their number and q's params.
+    """Draws of a semi-implicit q with bounds on log q at each, by compiled programs whatever q's params are.
 
     Args:
       conditional: (params, u [B, U]) -> mean and std [B, Z] of z given u.
@@ -134,12 +134,12 @@ class Weigher:
     """
 
     def __init__(self, conditional: Callable, log_density: Callable, dim: int, noise_dim: int, inner: int = INNER):
-        def block(params: PyTree, keys: Array) -> Weighed:
+        def block(params: PyTree, keys: Array) -> tuple[Array, Array, Array]:
             given = functools.partial(conditional, params)
             bank = jax.random.normal(jax.random.key(0), (BANK, noise_dim))
             return jax.vmap(one, (None, None, 0))(given, (bank, *given(bank)), keys)
 
-        def one(given: Callable, bank: tuple[Array, Array, Array], key: Array) -> Weighed:
+        def one(given: Callable, bank: tuple[Array, Array, Array], key: Array) -> tuple[Array, Array, Array]:
             u_key, z_key, tau_key = jax.random.split(key, 3)
             own = jax.random.normal(u_key, (noise_dim,))
             mean, std = _at(given, own)
@@ -149,16 +149,18 @@ class Weigher:
             upper = jnp.logaddexp(total, log_weight[0]) - jnp.log(inner + 1.0)
             resolved = jnp.all(std > ROUNDED * jnp.finfo(z.dtype).eps * jnp.abs(z))
             upper, lower = (jnp.where(resolved, bound, jnp.inf) for bound in (upper, total - jnp.log(1.0 * inner)))
-            return Weighed(z, log_density(z), upper, lower)
+            return z, upper, lower
 
-        self._block = jax.jit(block)
+        # Apart from the density's, q's program is the same for all fits of a size, so that JAX's cache has it but once.
+        self._block, self._density = jax.jit(block), jax.jit(jax.vmap(log_density))
         self.log_density = log_density
 
     def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
         """So many draws: NumPy arrays."""
         keys = jax.random.split(key, -(-draws // BLOCK) * BLOCK).reshape(-1, BLOCK)
         with jax.default_matmul_precision(PRECISION):
-            found = [jax.device_get(self._block(params, block)) for block in keys]
+            blocks = [self._block(params, block) for block in keys]
+            found = [jax.device_get(Weighed(z, self._density(z), upper, lower)) for z, upper, lower in blocks]
         return Weighed(*(np.concatenate(parts)[:draws] for parts in zip(*found, strict=True)))
 
 
@@ -227,14 +229,18 @@ def _log_weights(
     likely = jax.lax.top_k(jnp.sum(jax.scipy.stats.norm.logpdf(z, *moments), axis=-1), starts)[1]
     modes, jacobians = jax.vmap(lambda u: _laplace(conditional, z, u))(others[likely])
     precisions = jnp.eye(len(z)) + jacobians @ jnp.swapaxes(jacobians, 1, 2)
-    e_key, n_key, which_key = jax.random.split(key, 3)
-    prior = jax.random.normal(e_key, (inner, size))
-    which = jax.random.randint(which_key, (inner,), 0, 2 * starts)  # from N(0, I) where it is no mode's number
-    mode, jacobian, precision = (a[which % starts] for a in (modes, jacobians, precisions))
-    # A draw from the Gaussian posterior of u, given noisy linear observations of it, from one of both from the prior.
-    seen = jnp.einsum("kzu,ku->kz", jacobian, prior) + jax.random.normal(n_key, (inner, len(z)))
-    near = mode + prior - jnp.einsum("kzu,kz->ku", jacobian, jnp.linalg.solve(precision, seen[..., None])[..., 0])
-    u = jnp.concatenate([own[None], jnp.where(which[:, None] < starts, near, prior)])
+    normal_key, which_key = jax.random.split(key)
+    prior, noise = jnp.split(jax.random.normal(normal_key, (inner, size + len(z))), [size], axis=1)
+    which = jax.random.bits(which_key, (inner,)) % (2 * starts)  # from N(0, I) where it is no mode's number
+
+    def draws_near(mode: Array, jacobian: Array, precision: Array) -> Array:
+        """From the Gaussian posterior of u, given noisy linear observations of it, from one of both from the prior."""
+        seen = prior @ jacobian.T + noise
+        return mode + prior - jnp.linalg.solve(precision, seen.T).T @ jacobian
+
+    near = jax.vmap(draws_near)(modes, jacobians, precisions)  # of every mode, so that a matrix is decomposed once
+    u = jnp.where(which[:, None] < starts, near[which % starts, jnp.arange(inner)], prior)
+    u = jnp.concatenate([own[None], u])
 
     constant = -0.5 * size * jnp.log(2.0 * jnp.pi)
     log_prior = constant - 0.5 * jnp.sum(jnp.square(u), axis=-1)

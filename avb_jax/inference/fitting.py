@@ -38,6 +38,7 @@ RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "ui
 SMALL = 3  # dimensions up to which a smaller T follows q as well
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
+NEAR = 1.0  # nats per dimension: on the way to it q begins where the ELBO has come as near to the largest
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
 
@@ -152,7 +153,7 @@ def fit(
     seed: int = 0,
     num_seeds: int | None = None,
     start: Array | Sequence[float] | None = None,
-    scale: Array | Sequence[float] | float | str = 1.0,
+    scale: Array | Sequence[float] | float | str | None = None,
     tolerance: float = 0.01,
     workdir: str | pathlib.Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -175,8 +176,9 @@ def fit(
       num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.
       start: where q begins, z [dim]; 0 by default.
       scale: q's standard deviations there [dim], or one for all; 'nearest': q begins as the Gaussian of the largest ELBO whose
-        dimensions are independent, found from N(start, I), for a density that is much narrower or wider, where T would have to
-        follow q all the way. Of several modes it is at one.
+        dimensions are independent, found from N(start, I). Of several modes that one is at one; so by default q begins on the
+        way there, as the first Gaussian that has all but a nat per dimension of that ELBO: as N(start, I) where that is near
+        enough, and not further away than that, where T would have to follow q all the way.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
       callbacks: further ones, called between blocks of steps.
@@ -211,12 +213,14 @@ def fit(
         raise UserError(f"start: has shape {np.shape(start)}, and z has [{dim}]")
     if isinstance(scale, str):
         check_settings(scale=(scale, scale == "nearest", "standard deviations, or 'nearest'"))
-    elif np.shape(scale) not in ((), (dim,)) or not np.all((np.asarray(scale) > 0) & np.isfinite(scale)):
+    elif scale is not None and (
+        np.shape(scale) not in ((), (dim,)) or not np.all((np.asarray(scale) > 0) & np.isfinite(scale))
+    ):
         raise UserError(f"scale={scale!r}: must be a positive number, {dim} of them, or 'nearest'")
     played = game(log_density, dim, method=method, steps=steps, **settings)
     center = jnp.zeros(dim) if start is None else jnp.asarray(start, jnp.float32)
     key = stream(jax.random.key(seed), "probe")
-    width = 1.0 if isinstance(scale, str) else jnp.asarray(scale, jnp.float32)
+    width = 1.0 if scale is None or isinstance(scale, str) else jnp.asarray(scale, jnp.float32)
     probes = jnp.concatenate([center[None], center + width * jax.random.normal(key, (PROBED, dim))])
     check_finite(log_density, probes, "where q starts")
 
@@ -248,14 +252,15 @@ def fit(
     return dataclasses.replace(best, runs=tuple(fits))
 
 
-def started(played: Game, at: Array, scale: Array | Sequence[float] | float | str = 1.0) -> Method:
+def started(played: Game, at: Array, scale: Array | Sequence[float] | float | str | None) -> Method:
     """The method, whose sampler begins about as N(at [dim], diag scale^2) instead of N(0, I); scale as in `fit`."""
 
     def init(key: Array, x: Array) -> State:
         state = played.method.init(key, x)
-        if isinstance(scale, str):
+        if scale is None or isinstance(scale, str):
             log_density = functools.partial(played.method.log_joint, state, x)
-            mean, log_std = _nearest_gaussian(stream(key, "nearest"), log_density, at)
+            less = NEAR * len(at) if scale is None else 0.0
+            mean, log_std = _nearest_gaussian(stream(key, "nearest"), log_density, at, less)
         else:
             mean, log_std = at, jnp.broadcast_to(jnp.log(jnp.asarray(scale, jnp.float32)), at.shape)
         begun = {"mean": mean / networks.Sampler.speed, "log_std": log_std / networks.Sampler.speed}
@@ -265,8 +270,11 @@ def started(played: Game, at: Array, scale: Array | Sequence[float] | float | st
     return played.method._replace(init=init)
 
 
-def _nearest_gaussian(key: Array, log_density: Callable[[Array], Array], at: Array) -> tuple[Array, Array]:
-    """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO for log p~(z) [N], z [N, dim]; from N(at, I)."""
+def _nearest_gaussian(key: Array, log_density: Callable[[Array], Array], at: Array, less: float) -> tuple[Array, Array]:
+    """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO for log p~(z) [N], z [N, dim], found from N(at, I).
+
+    Or of the first on the way whose ELBO is no more than so much `less`, nats.
+    """
     # Slopes fall by orders of magnitude on the way, and a memory of the first ones would stop it: hence b2.
     optimizer = optax.adam(optax.cosine_decay_schedule(NEAREST_RATE, NEAREST_STEPS), b1=0.5, b2=0.9)
 
@@ -277,11 +285,16 @@ def _nearest_gaussian(key: Array, log_density: Callable[[Array], Array], at: Arr
 
     def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
         moments, state = carry
-        updates, state = optimizer.update(jax.grad(negative_elbo)(moments, key), state)
-        return (optax.apply_updates(moments, updates), state), None
+        loss, gradient = jax.value_and_grad(negative_elbo)(moments, key)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(moments, updates), state), (moments, -loss)
 
     begun = at, jnp.zeros_like(at)
-    return jax.lax.scan(step, (begun, optimizer.init(begun)), jax.random.split(key, NEAREST_STEPS))[0][0]
+    (nearest, _), (passed, elbos) = jax.lax.scan(step, (begun, optimizer.init(begun)), jax.random.split(key, NEAREST_STEPS))
+    if not less:
+        return nearest
+    largest = elbos[-NEAREST_STEPS // 10 :].mean()
+    return jax.tree.map(lambda moments: moments[jnp.argmax(elbos >= largest - less)], passed)
 
 
 @contextlib.contextmanager

@@ -115,6 +115,7 @@ def test_the_step_size_is_adapted():
     assert np.all(estimate.step_size[:, -1] < 0.3 * estimate.step_size[:, 0])
 
 
+@pytest.mark.slow
 def test_more_temperatures_tighten_the_bound():
     case = Case(8, 0.1, count=4)
     few, many = (

@@ -73,6 +73,7 @@ def test_a_guide_is_run_as_svi_is(conjugate, guide):
     assert one["mean"].shape == ()
 
 
+@pytest.mark.slow
 def test_a_guide_that_has_seen_nothing_draws_with_the_models_arguments(conjugate):
     guide = inference.AutoSIVI(conjugate, **TINY)
     params = guide.run(KEY, 10, jnp.asarray(Y), progress_bar=False).params

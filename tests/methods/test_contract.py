@@ -135,7 +135,7 @@ def test_what_evaluates_does_so_by_running_statistics(name, images):
             assert finite == (player not in read[field].split()), (player, field)
 
 
-@pytest.mark.parametrize("name", ["avb", pytest.param("vae", marks=pytest.mark.slow), "gan"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("avb", "vae")), "gan"])
 def test_a_state_holds_all_of_it(name, images, tmp_path):
     """A run that is taken up again from its checkpoint is the run that was not interrupted."""
     method = small_method(name, ema_decay=0.9, optimizers=optax.adam(1e-2))

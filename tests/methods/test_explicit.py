@@ -92,7 +92,8 @@ def test_slips_are_named(images):
         avb_jax.fit(pixelcnn((6, 6)), images, steps=1, batch_size=4, quiet=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param("vae", marks=pytest.mark.slow), "avb"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "avb"])
 def test_a_decoder_that_reads_earlier_pixels_in_any_method(name):
     """Estimators take it: the importance bound of a decoder that ignores z is log p(x) of the model itself."""
     net = networks.GatedPixelCNN((3, 3), 1, channels=4, layers=2, kernel_size=3)

@@ -75,7 +75,7 @@ def test_one_scale_for_all_pixels():
     np.testing.assert_array_equal(out[..., :1], mean)
 
 
-@pytest.mark.parametrize("through", ["noise", "z"])
+@pytest.mark.parametrize("through", [pytest.param("noise", marks=pytest.mark.slow), "z"])
 def test_every_level_of_the_celeba_networks_sees(through):
     """With all projections but one at zero, noise (or z) still reaches the output."""
     x, vector = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)), jax.random.normal(jax.random.key(1), (4, 5))

@@ -29,6 +29,7 @@ def test_the_change_of_variables(shape, scales):
     np.testing.assert_allclose(inverse(u), x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_density_is_one():
     """Of one pixel pair, by quadrature over the square; draws lie in [0, 1] and have its mean."""
     net = networks.RealNVP((1, 2), channels=3, layers=1, scales=1)

@@ -57,7 +57,7 @@ def one_block(dataset, method, mode, devices, steps=1, num_seeds=None):
     [
         pytest.param("avb", "conv", 4, False, marks=pytest.mark.slow),
         ("avb", "batch_norm", 4, True),
-        *(pytest.param(name, "", 2, False, marks=[pytest.mark.slow] * (name not in ("avb", "gan"))) for name in METHODS),
+        *(pytest.param(name, "", 2, False, marks=[pytest.mark.slow] * (name != "gan")) for name in METHODS),
     ],
 )
 def test_sharded_is_one_device(dataset, sgd, name, kind, count, adaptive):
@@ -99,7 +99,8 @@ def test_pmap_checkpoints_are_anyone_s(dataset):
     assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, many)
 
 
-@pytest.mark.parametrize("mode", ["jit", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("pmap", "sharded"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
 def test_without_seeds_there_is_no_axis_of_them(dataset, mode):
     """And nothing else is different from one seed: bit for bit the same State and Info."""
     method = small_method("avb", batch_norm=True, ema_decay=0.9)
@@ -109,7 +110,7 @@ def test_without_seeds_there_is_no_axis_of_them(dataset, mode):
         chex.assert_trees_all_equal(without, jax.tree.map(lambda a: a[0], of_seed))
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
     method = small_method("avb", optimizers=sgd)
     _, together, _ = one_block(dataset, method, mode, 4, num_seeds=2)
@@ -142,7 +143,7 @@ def test_resolve():
         blocks.resolve("magic", 8, devices)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+@pytest.mark.parametrize("mode", ["pmap", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("jit", "sharded"))])
 def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_path):
     """The same steps, whether batches are read from the file or from the device; two seeds, mirrored images."""
     mapped = np.memmap(tmp_path / "images", np.float32, "w+", shape=dataset.train.shape)
@@ -154,8 +155,17 @@ def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_pat
     chex.assert_trees_all_equal(*states)
 
 
-@pytest.mark.parametrize("num_seeds", [None, 2])
-@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+@pytest.mark.parametrize(
+    ("mode", "num_seeds"),
+    [
+        ("jit", None),
+        ("pmap", 2),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("jit", 2), ("pmap", None), ("sharded", None), ("sharded", 2))
+        ),
+    ],
+)
 def test_batches_train_as_the_indices_of_their_examples(dataset, sgd, mode, num_seeds):
     """Those of an iterator, which has no stored examples."""
     method = small_method("avb", optimizers=sgd)

@@ -198,7 +198,7 @@ def held_out_lines(folder):
     return {line["step"]: line for line in lines if "held_out_elbo" in line}
 
 
-@pytest.mark.parametrize("by", [-100.0, 100.0])
+@pytest.mark.parametrize("by", [-100.0, pytest.param(100.0, marks=pytest.mark.slow)])
 def test_an_elbo_above_the_bound_is_reported(dataset, tmp_path, capsys, by):
     """At each checkpoint, next to importance sampling; of AVB with an ELBO that is `by` nats too good."""
     method = small_method("avb")

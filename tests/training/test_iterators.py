@@ -75,7 +75,9 @@ def method():
     return toy()
 
 
-@pytest.mark.parametrize("make", [Shuffled, Bytes, of_grain_dataset, pytest.param(of_grain_loader, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make", [of_grain_dataset, *(pytest.param(make, marks=pytest.mark.slow) for make in (Shuffled, Bytes, of_grain_loader))]
+)
 def test_an_interrupted_run_resumes_with_the_batches_that_it_would_have_seen(method, make, tmp_path):
     """Bit for bit, although the loop reads ahead of the steps; and the batches are those of the iterator."""
     whole = train(method, make(), steps=14, workdir=tmp_path / "whole", **OPTIONS)

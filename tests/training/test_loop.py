@@ -115,6 +115,7 @@ def test_block_length_does_not_change_a_run(method, dataset):
     chex.assert_trees_all_close(jax.device_get(one.params), jax.device_get(two.params), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_kinds_of_parallelism(dataset, tmp_path):
     """A checkpoint of one device continues sharded and under pmap."""
     method = small_method("avb", batch_norm=True)
@@ -236,6 +237,7 @@ def test_one_training_at_a_time(method, dataset, tmp_path):
         run(method, dataset, 3, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_helps():
     """The VAE's loss on a learnable set falls, under the loop as a user calls it; a plain array is data enough."""
     eye = np.eye(36).reshape(36, 6, 6)[:4]

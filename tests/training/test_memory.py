@@ -73,9 +73,15 @@ def test_a_container_s_share(tmp_path, monkeypatch):
         assert memory.available(jax.devices()) == expected
 
 
-@pytest.mark.parametrize("parallel", ["jit", "sharded", "pmap"])
-@pytest.mark.parametrize("kind", ["stored", "mapped", "batches"])
-def test_the_estimate_is_of_the_program_that_runs(parallel, kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "parallel"),
+    [
+        pytest.param(kind, parallel, marks=[pytest.mark.slow] * ((i + j) % 3 > 0))
+        for i, kind in enumerate(("stored", "mapped", "batches"))
+        for j, parallel in enumerate(("jit", "pmap", "sharded"))
+    ],
+)
+def test_the_estimate_is_of_the_program_that_runs(kind, parallel, tmp_path, monkeypatch):
     """Whatever the data are; and nothing is traced once more for it, but under pmap."""
     x = np.random.default_rng(0).random((32, 6, 6), np.float32)
     if kind == "mapped":

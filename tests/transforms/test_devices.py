@@ -41,7 +41,9 @@ def first(tree):
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("avb", "vaegan"))) for name in METHODS]
+)
 def test_a_step_is_the_mean_of_the_devices_steps(name, sgd, images, shares):
     """By plain gradient descent, of what each device's share and randomness alone would have made; the same on each device."""
     method = small_method(name, optimizers=sgd)

@@ -34,7 +34,7 @@ def test_averages_follow_by_hand(images):
     chex.assert_trees_all_close(tuple(state.ema), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["avb", "vae", "gan"])
+@pytest.mark.parametrize("name", ["avb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vae", "gan"))])
 def test_training_is_not_changed_and_evaluation_reads_averages_alone(name, images):
     """Whatever the method can do: it is what the plain method does of a State that has the averages for its own."""
     plain = small_method(name, batch_norm=True, optimizers=optax.sgd(0.3))
