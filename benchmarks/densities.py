@@ -47,7 +47,7 @@ METHODS_OF = flags.DEFINE_list("methods", None, "Which methods; all by default."
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each.")
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Of training.")
 OUT = flags.DEFINE_string("out", None, "Where to keep a line per run.")
-SCALE = flags.DEFINE_enum("scale", "near", ("near", "1", "nearest"), "How our samplers begin: `inference.fit`'s default, or scale.")
+SCALE = flags.DEFINE_enum("scale", "near", ("near", "1", "nearest"), "How ours begin: `fit`'s default, or `scale`.")
 GERMAN_CREDIT = flags.DEFINE_string("german_credit", None, "UCI's german.data-numeric, for that density.")
 
 DRAWS = 10_000

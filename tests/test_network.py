@@ -365,6 +365,7 @@ def test_in_bfloat16_params_gradients_statistics_and_outputs_stay_in_float32():
     assert all("bf16" in line for line in products)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_training_s_curve_is_the_float32_one_s_within_noise():
     """A hundred steps on easy images: the last twenty ELBOs differ by less than two seeds' do."""
     x = (np.random.default_rng(0).random((64, 1, 1)) < 0.5).astype(np.float32) * np.ones((64, 6, 6), np.float32)

@@ -71,7 +71,8 @@ def as_row(key):
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
-@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_no_key_is_used_twice(mode, recorder):
     """In training (two seeds, steps of T's own, mirrored binary images); on one device in every estimator after it, too.
 

@@ -170,6 +170,7 @@ def test_numbers_that_are_none_are_read_as_such(tmp_path):
     assert "of q's draws the density is not finite" in loaded.doubts[0]
 
 
+@pytest.mark.slow
 def test_what_a_killed_fit_left_half_written_is_no_matter(tmp_path):
     options = {**TINY, "method": "sivi", "steps": 10, "tolerance": 0, "workdir": tmp_path}
     (tmp_path / "best" / "sivi" / "1.unfinished" / "state").mkdir(parents=True)
@@ -177,7 +178,7 @@ def test_what_a_killed_fit_left_half_written_is_no_matter(tmp_path):
     assert [path.name for path in (tmp_path / "best" / "sivi").iterdir()] == ["10"]
 
 
-@pytest.mark.parametrize("method", ["avb", "sivi"])
+@pytest.mark.parametrize("method", [pytest.param("avb", marks=pytest.mark.slow), "sivi"])
 def test_a_fit_is_saved_and_draws_without_its_density(tmp_path, method):
     fit = inference.fit(gaussian, 2, method=method, **TINY)
     fit.save(tmp_path / "fit")
@@ -204,6 +205,7 @@ def test_a_fit_for_arviz(untrained):
     assert abs(float((lp - log_q).mean()) - untrained[0].bound) < 5 * untrained[0].bound_error * np.sqrt(DRAWS / 200)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side():
     """Each has the numbers of its own run; the fit is the one with the largest evidence."""
     fit = inference.fit(gaussian, 2, method="sivi", num_seeds=2, seed=3, **TINY)
@@ -295,14 +297,19 @@ def test_bounds_that_lie_apart_are_drawn_closer():
 
 
 def test_where_it_starts():
-    center = np.array([3.0, -40.0])
-    fit = inference.fit(lambda z: gaussian(z - center), 2, start=center, **{**TINY, "steps": 1})
-    np.testing.assert_allclose(fit.sample(KEY, 500).mean(axis=0), center, atol=0.3)
+    center = jnp.array([3.0, -40.0])
+    method = fitting.started(fitting.game(lambda z: gaussian(z - center), 2), center, None)
+    z = method.sample(KEY, jax.jit(method.init)(KEY, jnp.zeros((1, 0))), 500)
+    np.testing.assert_allclose(z.mean(axis=0), center, atol=0.3)
 
 
 @pytest.mark.parametrize(
     ("scale", "expected"),
-    [([0.2, 5.0], [0.2, 5.0]), pytest.param(3.0, [3.0, 3.0], marks=pytest.mark.slow), ("nearest", [0.02, 8.0])],
+    [
+        pytest.param([0.2, 5.0], [0.2, 5.0], marks=pytest.mark.slow),
+        pytest.param(3.0, [3.0, 3.0], marks=pytest.mark.slow),
+        ("nearest", [0.02, 8.0]),
+    ],
 )
 def test_how_wide_it_starts(scale, expected):
     """As asked; or as a density that is a Gaussian of independent dimensions, which it finds."""
@@ -378,7 +385,7 @@ def test_densities_that_are_refused():
         inference.fit(lambda z: -jnp.sqrt(jnp.abs(z[0])), 1)
 
 
-@pytest.mark.parametrize("method", [pytest.param("avb", marks=pytest.mark.slow), "sivi", "uivi"])
+@pytest.mark.parametrize("method", ["sivi", *(pytest.param(method, marks=pytest.mark.slow) for method in ("avb", "uivi"))])
 def test_a_density_of_zero_far_away_is_fitted(method):
     """It is not refused, and the draws that fall there end nothing."""
 

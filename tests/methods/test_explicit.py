@@ -33,6 +33,7 @@ def test_it_learns_a_distribution_of_which_the_entropy_is_known():
     assert np.mean(np.all(np.asarray(drawn) == x[0], axis=(1, 2))) == pytest.approx(0.75, abs=0.08)
 
 
+@pytest.mark.slow
 def test_dequantisation_bounds_whole_numbers():
     """A uniform density gives each of K values of each of D pixels K^-D, exactly; a trained one no more than they have."""
     net = networks.RealNVP((1, 2), channels=8, layers=2, scales=1)

@@ -87,6 +87,7 @@ def test_uivi_has_the_gradient_of_the_elbo_and_observes_no_less_than_the_negativ
     assert np.all(np.mean(values, axis=0) > analytic(params, POINTS))
 
 
+@pytest.mark.slow
 def test_sivi_approaches_the_elbo_from_below_as_its_draws_grow():
     distance = {}
     for draws in (1, 15, 127):

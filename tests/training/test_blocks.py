@@ -120,6 +120,7 @@ def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
     assert not np.allclose(leaf[0], leaf[1])
 
 
+@pytest.mark.slow
 def test_whole_runs_agree_on_any_device_count(dataset):
     """The same training run on 1, 2 and 4 devices."""
     method = small_method("avb", batch_norm=True, optimizers=optax.sgd(0.05))
@@ -158,11 +159,10 @@ def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_pat
 @pytest.mark.parametrize(
     ("mode", "num_seeds"),
     [
-        ("jit", None),
         ("pmap", 2),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (("jit", 2), ("pmap", None), ("sharded", None), ("sharded", 2))
+            for pair in (("jit", None), ("jit", 2), ("pmap", None), ("sharded", None), ("sharded", 2))
         ),
     ],
 )

@@ -63,6 +63,7 @@ def until(condition, seconds=120):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     """The numbers of one process with as many devices, written once."""
     (alone,) = finish(start(tmp_path / "one", 1, 4))
