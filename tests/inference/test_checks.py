@@ -61,6 +61,14 @@ def test_a_bent_q_lies_between_its_bounds():
     assert widths[1] < 0.03 < 0.1 < widths[0]
 
 
+def test_a_z_that_two_u_make():
+    """Of unequal weight: proposals near both are drawn as often as the weights have it."""
+    grid, step = np.linspace(-6, 6, 20_001, retstep=True)
+    found = Weigher(lambda _, u: (u**2 + u, 0.05 + 0.0 * u), lambda z: 0.0 * z[0], 1, 1, 1024)(None, KEY, 200)
+    exact = np.log(stats.norm.pdf(found.z, grid**2 + grid, 0.05) @ stats.norm.pdf(grid) * step)
+    assert abs(found.lower - exact).mean() < 0.1
+
+
 @pytest.mark.parametrize("inner", [16, 64])
 def test_the_evidence_is_unbiased_however_many_inner_draws(inner):
     """The mean weight is p~'s integral, 3, even where few draws of u bound q."""
