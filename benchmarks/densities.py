@@ -6,7 +6,7 @@ Each method trains for as many seconds (compiling not counted, what it checks on
 draws of the density, or with those of long NUTS chains: the sliced Wasserstein distance (order 2, 10,000 draws), the mean
 Wasserstein distance of single dimensions in standard deviations, KL(q, p) by nearest neighbours, and the log of the density's
 integral where the method estimates it. What equal distributions give is in the row `exact`. With `--out` a run that was
-interrupted goes on, and more seeds or methods are added.
+interrupted goes on, and more seeds or methods are added. With `--steps` our own take so many, on any machine.
 
 `german_credit` reads UCI's file german.data-numeric (`--german_credit=FILE`; Hofmann 1994, CC BY 4.0): the posterior is the
 inference gym's, whose means and standard deviations NUTS gives again. The first three densities are those of Yin & Zhou
@@ -46,6 +46,7 @@ TARGETS_OF = flags.DEFINE_list("targets", None, "Which densities; all by default
 METHODS_OF = flags.DEFINE_list("methods", None, "Which methods; all by default.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each.")
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Of training.")
+STEPS = flags.DEFINE_integer("steps", None, "Of ours, in the place of seconds.")
 OUT = flags.DEFINE_string("out", None, "Where to keep a line per run.")
 SCALE = flags.DEFINE_enum("scale", "near", ("near", "1", "nearest"), "How ours begin: `fit`'s default, or `scale`.")
 GERMAN_CREDIT = flags.DEFINE_string("german_credit", None, "UCI's german.data-numeric, for that density.")
@@ -236,8 +237,10 @@ def ours(method: str, target: Target, seed: int, seconds: float):
     """Draws, the log evidence and its error, and what `Diagnostics` doubts."""
     rate, options = Rate(), {"method": method, "batch_size": PARTICLES, "tolerance": 0, "quiet": True}
     options["scale"] = {"near": None, "1": 1.0}.get(SCALE.value, SCALE.value)
-    inference.fit(target.log_density, target.dim, steps=300, callbacks=[rate], **options)
-    steps = max(100, int(seconds * np.median(rate.rates)))
+    steps = STEPS.value
+    if steps is None:
+        inference.fit(target.log_density, target.dim, steps=300, callbacks=[rate], **options)
+        steps = max(100, int(seconds * np.median(rate.rates)))
     fit = inference.fit(target.log_density, target.dim, seed=seed, steps=steps, **options)
     return fit.sample(jax.random.key(seed), DRAWS), {
         "log_evidence": fit.log_evidence,
@@ -397,7 +400,8 @@ def compare() -> None:
                         extra[quantity] -= target.log_evidence
                 seconds = {"seconds": time.perf_counter() - begun}
                 keep(name, method, seed, {**found, **extra, **seconds})
-    print(f"\n{jax.devices()[0].device_kind}, jax {jax.__version__}; {SECONDS.value:g} seconds of training, {DRAWS:,} draws")
+    training = f"{SECONDS.value:g} seconds" if STEPS.value is None else f"{STEPS.value} steps"
+    print(f"\n{jax.devices()[0].device_kind}, jax {jax.__version__}; {training} of training, {DRAWS:,} draws")
     print(table(lines))
 
 
