@@ -33,7 +33,8 @@ def as_vi_algorithm(
     """AVB, SIVI or UIVI with blackjax's interface.
 
     `init(position)`, `step(rng_key, state)`, `sample(rng_key, state, num_samples)`. A step is one of the game: T's updates, and
-    the sampler's. Rates do not fall; samples are of averaged params.
+    the sampler's. q begins as N(position, I), where `fit` looks for a beginning nearer to the density. Rates do not fall;
+    samples are of averaged params.
 
     Args:
       logdensity_fn: position -> log p~ [], up to a constant; the position is any pytree of arrays, without constraints.

@@ -123,7 +123,7 @@ NUMBERS = (*Diagnostics._fields[:7], "outside")  # that need no T
 
 
 class Weigher:
-    """Draws of a semi-implicit q with bounds on log q at each, by compiled programs whatever q's params are.
+    """Draws of a semi-implicit q with bounds on log q at each, by programs that are compiled once for all of q's params.
 
     Args:
       conditional: (params, u [B, U]) -> mean and std [B, Z] of z given u.
@@ -234,7 +234,7 @@ def _log_weights(
     which = jax.random.bits(which_key, (inner,)) % (2 * starts)  # from N(0, I) where it is no mode's number
 
     def draws_near(mode: Array, jacobian: Array, precision: Array) -> Array:
-        """From the Gaussian posterior of u, given noisy linear observations of it, from one of both from the prior."""
+        """K draws [K, U] of N(mode, (I + J^T J)^-1), by Matheron's rule: what J u + noise says moves u of the prior."""
         seen = prior @ jacobian.T + noise
         return mode + prior - jnp.linalg.solve(precision, seen.T).T @ jacobian
 

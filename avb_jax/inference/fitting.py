@@ -38,7 +38,7 @@ RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "ui
 SMALL = 3  # dimensions up to which a smaller T follows q as well
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
-NEAR = 1.0  # nats per dimension: on the way to it q begins where the ELBO has come as near to the largest
+NEAR = 1.0  # nats per dimension that the ELBO of the Gaussian that q begins as may lack of the largest
 PROBED = 1000  # draws of the first q, at which the density is looked at before anything is trained
 
 
@@ -174,11 +174,11 @@ def fit(
       batch_size: draws of z per step.
       seed: of everything random.
       num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.
-      start: where q begins, z [dim]; 0 by default.
+      start: where q begins, or where the search for its beginning does (`scale`), z [dim]; 0 by default.
       scale: q's standard deviations there [dim], or one for all; 'nearest': q begins as the Gaussian of the largest ELBO whose
-        dimensions are independent, found from N(start, I). Of several modes that one is at one; so by default q begins on the
-        way there, as the first Gaussian that has all but a nat per dimension of that ELBO: as N(start, I) where that is near
-        enough, and not further away than that, where T would have to follow q all the way.
+        dimensions are independent, found from N(start, I), which of several modes is at one. By default q begins on the way
+        there, as the first Gaussian whose ELBO lacks at most a nat per dimension of the largest: as N(start, I) itself where
+        that is near enough; from further away T would have to follow q all the way.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
       workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
       callbacks: further ones, called between blocks of steps.
@@ -273,7 +273,7 @@ def started(played: Game, at: Array, scale: Array | Sequence[float] | float | st
 def _nearest_gaussian(key: Array, log_density: Callable[[Array], Array], at: Array, less: float) -> tuple[Array, Array]:
     """Mean and log s [dim] of the N(mean, diag s^2) of the largest ELBO for log p~(z) [N], z [N, dim], found from N(at, I).
 
-    Or of the first on the way whose ELBO is no more than so much `less`, nats.
+    With `less` above 0, those of the first Gaussian on the way whose ELBO is at most so many nats below the largest.
     """
     # Slopes fall by orders of magnitude on the way, and a memory of the first ones would stop it: hence b2.
     optimizer = optax.adam(optax.cosine_decay_schedule(NEAREST_RATE, NEAREST_STEPS), b1=0.5, b2=0.9)
