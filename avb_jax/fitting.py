@@ -19,6 +19,7 @@ from avb_jax.training import checkpoints
 from avb_jax.training import workdir as workdir_of
 from avb_jax.training.callbacks import Callback, ProgressBar, keepers
 from avb_jax.training.loop import as_data, initial_state, train
+from avb_jax.training.programs import Programs
 from avb_jax.transforms.ema import averaged
 from avb_jax.types import Diverged, Players, PyTree, State, UserError, Variables
 
@@ -53,6 +54,7 @@ def fit(
     quiet: bool = False,
     state: State | None = None,
     rollbacks: int = 0,
+    programs: Programs | None = None,
 ) -> State:
     """Trains a method, from its latest checkpoint where there is one.
 
@@ -78,6 +80,7 @@ def fit(
         makes by default. It is copied, and stays the caller's.
       rollbacks: how often a run that has diverged goes back to its latest checkpoint and on from there with other noise, before
         it ends with `Diverged`; of the whole run, interruptions included.
+      programs: where compiled programs are kept for a next start, see `training.programs`; nowhere by default.
 
     Returns:
       The final State.
@@ -116,6 +119,7 @@ def fit(
         name=name,
         callbacks=default_callbacks(quiet=quiet) if callbacks is None else callbacks,
         state=state,
+        programs=programs,
     )
     if not isinstance(rollbacks, int) or rollbacks < 0:
         raise UserError(f"rollbacks={rollbacks!r}: must be a whole number of at least 0")

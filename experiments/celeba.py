@@ -39,7 +39,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     count = min(options.images, len(faces.test), len(faces.train))
     results, notes = {}, []
     for name, method in methods.items():
-        state = launch.train(config, folder, method, faces, [figures.Pictures(folder / "figures")])
+        state = launch.train(config, folder, method, faces, [figures.Pictures(folder / "figures")], built=True)
         print(f"{name}: evaluating on {count:,} test images", flush=True)
         neighbours = figures.draw("neighbours", method, of_seed(state, 0), faces, name=f"{folder.name}, {name}")
         figures.save(folder / "figures" / f"{name}_neighbours_{config.steps:06}.png", neighbours)

@@ -139,7 +139,7 @@ def affordable(config, run: pathlib.Path, seconds: int) -> int:
     pilot.steps, pilot.check_images, pilot.patience = PILOT_BLOCKS * config.log_every, 0, None
     data = build.dataset(pilot)
     ((name, method),) = build.methods(pilot, data.x_shape).items()
-    launch.train(pilot, run / "pilot", method, data, name=f"{name} pilot")
+    launch.train(pilot, run / "pilot", method, data, name=f"{name} pilot", built=True)
     rate = _rate(run / "pilot", f"{name} pilot")
     steps = max(config.log_every, round(seconds * rate / (config.batch_size * config.num_seeds)))
     workdir.write_json(path, {"seconds": seconds, "examples_per_second": rate, "steps": steps})

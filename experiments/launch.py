@@ -30,6 +30,7 @@ from avb_jax.fitting import load, restore, start_from
 from avb_jax.training import checkpoints, workdir
 from avb_jax.training.callbacks import Profile, Run
 from avb_jax.training.loop import initial_state
+from avb_jax.training.programs import Programs
 from experiments.configs import fields
 
 # What a semi-implicit encoder's own bounds are called.
@@ -58,6 +59,7 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, pathlib.Path], Non
 
 def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """The command line's flags into `values`; returns what is left. A slip ends the program with its one line and status 2."""
+    argv = config_first(argv)
     try:
         default = str(CONFIGS / f"{name}.py")  # read, with the overrides, as soon as it is named here
         explained = "FILE[:variant]; --config.field=value changes a field."
@@ -67,7 +69,7 @@ def parse(name: str, argv: list[str], values: flags.FlagValues = flags.FLAGS) ->
         flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where no cluster says it.", values)
         flags.DEFINE_integer("num_processes", None, "How many there are, where no cluster says it.", flag_values=values)
         flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster says it.", flag_values=values)
-        arguments = values([argument for argument in config_first(argv) if argument.lstrip("-") not in HELP])
+        arguments = values([argument for argument in argv if argument.lstrip("-") not in HELP])
         path = config_flags.get_config_filename(values["config"]).partition(".py:")[0].removesuffix(".py")
         if not pathlib.Path(f"{path}.py").is_file():
             _fail(f"--config={path}.py: no such file; the experiments' own are in {CONFIGS}")
@@ -286,8 +288,20 @@ def train(
     data: Dataset,
     callbacks: Sequence[Callback] = (),
     name: str | None = None,
+    built: bool = False,
 ) -> State:
-    """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds."""
+    """Trains, or resumes, a method as the config says; returns the final State, with a leading axis of seeds.
+
+    Args:
+      config: of the run.
+      folder: of the run; nothing is written without one.
+      method: what to train.
+      data: what on.
+      callbacks: next to the default ones.
+      name: of the method in the run; its own by default.
+      built: whether the config settles all of the method, as it does where `avb_jax.build` has made it; compiled programs are
+        kept then, for the next start with the same config.
+    """
     callbacks = [
         *default_callbacks(config.check_images, patience=config.patience),
         *callbacks,
@@ -320,7 +334,18 @@ def train(
         callbacks=callbacks,
         state=state,
         rollbacks=config.rollbacks,
+        programs=programs_of(config, method, data) if built else None,
     )
+
+
+def programs_of(config: ml_collections.ConfigDict, method: Method, data: Dataset) -> Programs:
+    """Where the programs of a method that `avb_jax.build` has made are kept: in a folder of JAX's own cache."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or "://" in folder:
+        return Programs()
+    unimportant = ("seed", "data.dir", "restore_from", "start_from")
+    fields_of = {field: value for field, value in flatten_dict(config.to_dict(), sep=".").items() if field not in unimportant}
+    return Programs(pathlib.Path(folder) / "traced", repr((fields_of, method.name, data.x_shape, data.binarize, data.flip)))
 
 
 class Claim(Callback):

@@ -36,7 +36,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     launch.check(config, folder)
     results, options = {}, config.evaluation
     for name, method in methods.items():
-        state = launch.train(config, folder, method, digits, [Pictures(folder / "figures")])
+        state = launch.train(config, folder, method, digits, [Pictures(folder / "figures")], built=True)
         print(f"{name}: evaluating on {len(digits.test):,} held-out digits", flush=True)
         estimators = [
             Exact(),

@@ -72,7 +72,7 @@ def main(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, d
     launch.check(config, folder)
     results, codes = {}, {}
     for name, method in methods.items():
-        state = launch.train(config, folder, method, points, [Pictures(folder / "figures", ("codes",))])
+        state = launch.train(config, folder, method, points, [Pictures(folder / "figures", ("codes",))], built=True)
         print(f"{name}: evaluating {config.num_seeds} seeds", flush=True)
         total = config.evaluation.samples
         estimators = [

@@ -10,6 +10,7 @@ from numpyro import distributions as dist
 import avb_jax
 from avb_jax import data, distributions, models, networks
 from avb_jax.training.checks import check_values
+from avb_jax.training.programs import Programs
 from avb_jax.training.loop import initial_state, train
 
 KEY = jax.random.key(4)
@@ -175,7 +176,7 @@ def test_what_is_prepared_counts():
     """Intensities that the device makes binary are nothing to refuse, nor are images where there is no density."""
     grey_images = data.from_arrays(np.full((20, 4, 4), 0.4), binarize="dynamic")
     method = method_for("vae", (4, 4, 1), validated)
-    check_values(method, grey_images, initial_state(method, grey_images, 0, None), 0, None)
+    check_values(method, grey_images, initial_state(method, grey_images, 0, None), 0, None, Programs())
     adversary = networks.ImageAdversary(networks.MLP((8,), input_rank=2))
     decoder = networks.MLPDecoder((4, 4), 1, (8,))
     gan = avb_jax.gan(decoder, adversary, prior=distributions.standard_normal(2), optimizers=optax.adam(1e-3))

@@ -31,8 +31,9 @@ from avb_jax.types import Array
 PACKAGE, LIBRARY = "onednn-cpu-gomp", "libdnnl.so.3"
 FORWARD, BACKWARD_DATA, BACKWARD_WEIGHTS = range(3)
 DTYPES = (jnp.float32, jnp.bfloat16)
-_SOURCE, _TARGET = pathlib.Path(__file__).with_suffix(".cc"), "avb_onednn_convolve"
-_convolve_p = Primitive(_TARGET)
+TARGET = "avb_onednn_convolve"  # of XLA's custom calls
+_SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+_convolve_p = Primitive(TARGET)
 
 
 def forward(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) -> Array:
@@ -69,7 +70,7 @@ def available() -> bool:
             stacklevel=2,
         )
         return False
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(getattr(handler, _TARGET)), platform="cpu")
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(handler, TARGET)), platform="cpu")
     return True
 
 
@@ -112,7 +113,7 @@ def _abstract(first, second, *, kind, shape, **_):
 
 
 def _call(first: Array, second: Array, *, kind: int, stride: int, pads, shape: tuple[int, ...]) -> Array:
-    result = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(shape, jnp.float32 if kind == BACKWARD_WEIGHTS else first.dtype))
+    result = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(shape, jnp.float32 if kind == BACKWARD_WEIGHTS else first.dtype))
     return result(first, second, kind=np.int64(kind), stride=np.int64(stride), pads=np.array(pads, np.int64).ravel())
 
 

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from avb_jax import processes
 from avb_jax.method import Method
+from avb_jax.training.programs import Programs
 from avb_jax.transforms import of_seed, over_devices
 from avb_jax.types import Array, Players, PyTree, State, UserError
 
@@ -46,7 +47,8 @@ class Blocks(NamedTuple):
     run: Callable  # (key, state, batches, wish) -> (state, Observed); donates state
     place: Callable  # state on the host or one device -> as `run` wants it; a copy, which `run` may take
     gather: Callable  # as `run` returns it -> state, one copy
-    program: Callable  # (key, state, what `fetch` is given, abstract) -> the block's jaxpr; nothing is compiled
+    # (key, state, what `fetch` is given, abstract) -> the block's jaxpr; nothing is compiled. None where it was kept.
+    program: Callable
     mode: str
     devices: list
 
@@ -85,6 +87,7 @@ def compile_blocks(
     batch_size: int,
     num_seeds: int | None = None,
     devices: list | None = None,
+    programs: Programs | None = None,
 ) -> Blocks:
     """Compiles blocks of a method's steps for the devices.
 
@@ -97,17 +100,19 @@ def compile_blocks(
       batch_size: of the whole step, over all devices.
       num_seeds: how many runs train side by side (`jax.vmap`); None: one, without an axis of seeds.
       devices: all there are, by default.
+      programs: where those for one device are kept.
 
     Raises:
       UserError: as `resolve`.
     """
     mode, devices = resolve(mode, batch_size, devices)
     streamed = stored is None or isinstance(stored, np.memmap)
-    compile_for = _pmap if mode == "pmap" else _jit
-    return compile_for(method, prepare, stored, streamed, num_seeds, devices, mode)
+    if mode == "pmap":
+        return _pmap(method, prepare, stored, streamed, num_seeds, devices)
+    return _jit(method, prepare, stored, streamed, num_seeds, devices, mode, programs or Programs())
 
 
-def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
+def _jit(method, prepare, stored, streamed, num_seeds, devices, mode, programs) -> Blocks:
     block = _over_seeds(functools.partial(_block, method.train_step, prepare, None), num_seeds)
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -120,7 +125,7 @@ def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
         state, *observed = block(key, state, data, batches)
         return state, Observed(*observed, jnp.any(wishes) if several else False)
 
-    compiled = jax.jit(wishing, donate_argnums=1, out_shardings=everywhere)
+    compiled = programs.keep("block of steps", wishing, devices, num_seeds, donate_argnums=1, out_shardings=everywhere)
 
     def fetch(batches: np.ndarray) -> Array:
         if not several:
@@ -145,17 +150,18 @@ def _jit(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
     def place(state: State) -> State:
         return processes.put(state, everywhere)
 
-    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr:
+    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr | None:
         shape, dtype = _of_read(stored if streamed else None, batches.shape, batches.dtype)
         # Placed as `run` has it, which then need not trace again.
         batches = jax.ShapeDtypeStruct(shape, dtype, sharding=by_batch)
         wishes = jax.ShapeDtypeStruct((len(devices),), bool, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
-        return compiled.trace(key, state, data, batches, wishes if several else None).jaxpr.jaxpr
+        arguments = (key, state, data, batches, wishes if several else None)
+        return None if compiled.found(*arguments) else compiled.trace(*arguments).jaxpr.jaxpr
 
     return Blocks(fetch, run, place, lambda state: state, program, mode, devices)
 
 
-def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks:
+def _pmap(method, prepare, stored, streamed, num_seeds, devices) -> Blocks:
     block = _over_seeds(functools.partial(_block, over_devices(method, AXIS).train_step, prepare, AXIS), num_seeds)
     compiled = jax.pmap(block, AXIS, in_axes=(None, 0, 0, 0), donate_argnums=1, devices=devices)
     count = len(devices)
@@ -190,7 +196,7 @@ def _pmap(method, prepare, stored, streamed, num_seeds, devices, mode) -> Blocks
         batches = jax.ShapeDtypeStruct(*_of_read(stored if streamed else None, shares, batches.dtype))
         return jax.make_jaxpr(compiled)(key, state, data, batches).jaxpr
 
-    return Blocks(fetch, run, place, first, program, mode, devices)
+    return Blocks(fetch, run, place, first, program, "pmap", devices)
 
 
 def _of_read(stored: np.ndarray | None, shape: tuple, dtype: np.dtype) -> tuple[tuple, np.dtype]:

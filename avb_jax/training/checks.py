@@ -13,6 +13,7 @@ from avb_jax.distributions import base_distribution
 from avb_jax.method import Method, prior_at
 from avb_jax.streams import stream
 from avb_jax.training import blocks, memory
+from avb_jax.training.programs import Programs
 from avb_jax.transforms import of_seed
 from avb_jax.types import Array, Diverged, State, UserError
 
@@ -41,7 +42,9 @@ def check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpo
     return batch_size
 
 
-def check_values(method: Method, data: Dataset | Batches, state: State, seed: int, num_seeds: int | None) -> None:
+def check_values(
+    method: Method, data: Dataset | Batches, state: State, seed: int, num_seeds: int | None, programs: Programs
+) -> None:
     """Refuses data that the likelihood gives no probability to; up to `CHECKED` examples, evenly spaced, are looked at.
 
     A Bernoulli distribution that does not validate its arguments, such as `distributions.bernoulli`, takes all of [0, 1].
@@ -53,34 +56,34 @@ def check_values(method: Method, data: Dataset | Batches, state: State, seed: in
         return
     key, name = stream(jax.random.key(seed), "values"), getattr(data, "name", "data")
 
-    def one_code(state: State) -> dist.Distribution:
+    def one_code(state: State, key: Array) -> dist.Distribution:
         state = state if num_seeds is None else of_seed(state, 0)
         prior = prior_at(method, state)
         return method.decode(state, jnp.zeros((1, 0)) if prior is None else prior.sample(jax.random.fold_in(key, 0), (1,)))
 
-    abstract = jax.eval_shape(one_code, state)
-    found = base_distribution(abstract)
-    bernoulli = isinstance(found, dist.BernoulliLogits | dist.BernoulliProbs)
+    def is_bernoulli(of_x: dist.Distribution) -> bool:
+        return isinstance(base_distribution(of_x), dist.BernoulliLogits | dist.BernoulliProbs)
 
-    @jax.jit
-    def look(state: State, key: Array, stored: Array) -> tuple[Array, Array, Array]:
+    def look(state: State, key: Array, chunk: int, stored: Array) -> tuple[Array, Array, Array]:
         """The least and the greatest value, and whether all are possible."""
-        x, of_x = data.prepare(key, stored), one_code(state)
+        x, of_x = data.prepare(jax.random.fold_in(key, chunk), stored), one_code(state, key)
         within = jnp.all(of_x.support(x))
-        if bernoulli:
+        if is_bernoulli(of_x):
             # The log-probability of an intensity is a cross-entropy, or -inf where arguments are validated.
             within |= jnp.all((x >= 0) & (x <= 1)) & jnp.all(jnp.isfinite(of_x.log_prob(x)))
         return x.min(), x.max(), within
 
+    kept = programs.keep("check of values", look, jax.devices()[:1], num_seeds)
     stored = data.first if isinstance(data, Batches) else data.train
     chosen = np.linspace(0, len(stored) - 1, min(len(stored), CHECKED)).astype(int)
     low, high, fits = np.inf, -np.inf, True
     for i, chunk in enumerate(np.array_split(chosen, -(-len(chosen) // 500)), start=1):
-        least, greatest, possible = look(state, jax.random.fold_in(key, i), jnp.asarray(stored[chunk]))
+        least, greatest, possible = kept(state, key, i, jnp.asarray(stored[chunk]))
         low, high, fits = min(low, float(least)), max(high, float(greatest)), fits and bool(possible)
     if not fits:
-        remedy = "scale them, or choose another likelihood"
-        if bernoulli:
+        remedy, abstract = "scale them, or choose another likelihood", jax.eval_shape(one_code, state, key)
+        found = base_distribution(abstract)
+        if is_bernoulli(abstract):
             remedy = "scale them to [0, 1] and use distributions.bernoulli, or make them 0 and 1"
         elif abstract.support.is_discrete:
             remedy = "give whole numbers that it has, not as uint8, which is scaled to [0, 1]; or choose another likelihood"
@@ -123,8 +126,10 @@ def check_memory(compiled: blocks.Blocks, keys: Array, state: State, data: Datas
     else:
         batches = jax.ShapeDtypeStruct((*seeds, length, batch_size), np.int32)
     there = memory.available(compiled.devices)
-    least = memory.needed(compiled.program(keys, state, batches))
-    if there is not None and least > there:
+    program = compiled.program(keys, state, batches)
+    if program is None or there is None:  # it has run before
+        return
+    if (least := memory.needed(program)) > there:
         raise UserError(
             f"batch_size={batch_size}: the steps need {least / 2**30:,.1f} GiB at least, and there are {there / 2**30:,.1f}; "
             "use a smaller batch, and accumulate gradients (optimizer.accumulate; optax.MultiSteps), or smaller networks, or "

@@ -20,6 +20,7 @@ from avb_jax.locks import locked
 from avb_jax.method import Method
 from avb_jax.training import blocks, checkpoints, checks
 from avb_jax.training.callbacks import Callback, Run
+from avb_jax.training.programs import Programs
 from avb_jax.training.workdir import Positions, ended, rollbacks
 from avb_jax.transforms import over_seeds
 from avb_jax.types import Array, State, UserError
@@ -47,6 +48,7 @@ def train(
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
     state: State | None = None,
+    programs: Programs | None = None,
 ) -> State:
     """`avb_jax.fit` with no other callbacks than those given; arguments, returns and errors as there."""
     if not isinstance(method, Method):
@@ -58,16 +60,24 @@ def train(
     data = as_data(data)
     batch_size = checks.check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every)
     name, workdir = name or method.name, None if workdir is None else pathlib.Path(workdir)
+    programs = programs or Programs()
     keys = step_keys(seed, num_seeds, 0 if workdir is None else rollbacks(workdir, name))
     if state is None:
-        state = initial_state(method, data, seed, num_seeds)
+        state = initial_state(method, data, seed, num_seeds, programs)
     else:
         state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
         checks.check_state(state, jax.eval_shape(_initial(method, data, num_seeds), 0), num_seeds)
-    checks.check_values(method, data, state, seed, num_seeds)
+    checks.check_values(method, data, state, seed, num_seeds, programs)
     stored = data.train if isinstance(data, Dataset) else None
     compiled = blocks.compile_blocks(
-        method, data.prepare, stored, mode=parallel, batch_size=batch_size, num_seeds=num_seeds, devices=devices
+        method,
+        data.prepare,
+        stored,
+        mode=parallel,
+        batch_size=batch_size,
+        num_seeds=num_seeds,
+        devices=devices,
+        programs=programs,
     )
 
     with contextlib.ExitStack() as stack:
@@ -230,16 +240,20 @@ def as_data(data: Any) -> Dataset | Batches:
     )
 
 
-def initial_state(method: Method, data: Dataset | Batches, seed: int, num_seeds: int | None) -> State:
+def initial_state(
+    method: Method, data: Dataset | Batches, seed: int, num_seeds: int | None, programs: Programs | None = None
+) -> State:
     """The State before the first step, with a leading axis of seeds where there are several."""
-    return jax.jit(_initial(method, data, num_seeds), compiler_options=RUN_ONCE)(seed)
+    programs, init = programs or Programs(), _initial(method, data, num_seeds)
+    return programs.keep("initial state", init, jax.devices()[:1], num_seeds, compiler_options=RUN_ONCE)(seed)
 
 
 def _initial(method: Method, data: Dataset | Batches, num_seeds: int | None) -> Callable[[int], State]:
     """The State from a seed."""
-    x = jnp.zeros((2, *(data.x_shape if isinstance(data, Dataset) else data.shape[1:])))
+    x_shape = data.x_shape if isinstance(data, Dataset) else data.shape[1:]
 
     def init(seed: int) -> State:
+        x = jnp.zeros((2, *x_shape))
         root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # apart from every seed's stream of steps
         return method.init(jax.random.fold_in(root, 0), x) if num_seeds is None else over_seeds(method, num_seeds).init(root, x)
 

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
+from avb_jax.training.programs import Programs
+from experiments import launch
 from tests.data.test_dataset import idx_bytes
+
+
+@pytest.fixture(autouse=True)
+def trace_what_is_patched(monkeypatch):
+    """Commands in this process keep no programs: a test may have put something else in a function's place."""
+    monkeypatch.setattr(launch, "programs_of", lambda *_: Programs())
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import chex
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -19,6 +20,7 @@ from avb_jax import UserError
 from avb_jax.data import faces
 from experiments import celeba, launch, sample
 from experiments.configs import celeba as celeba_config
+from experiments.configs import mnist as mnist_config
 from tests.experiments.command import MNIST, ONE_DEVICE, ROOT, SYNTHETIC, TINY, process, run
 
 
@@ -227,6 +229,7 @@ def mean_colour(images):
     return images.mean(axis=(1, 2))
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections' own
 def test_flags_in_any_order():
     """A field before the config that it changes; the config's own file and variant stay together."""
     given = ["program", "--config.steps=3", "--workdir=here", "--config", "mnist.py:vae", "--config.seed=1"]
@@ -238,6 +241,35 @@ def test_flags_in_any_order():
         "--config.seed=1",
     ]
     assert launch.config_first(["program", "--config.seed=1"]) == ["program", "--config.seed=1"]
+
+    values = flags.FlagValues()
+    launch.parse("mnist", ["mnist", "--config.steps=3", f"--config={launch.CONFIGS / 'mnist.py'}:vae"], values)
+    assert (values.config.steps, values.config.method) == (3, "vae")
+
+
+PROGRAMS_OF = launch.programs_of  # which no test here has by that name
+
+
+def test_a_program_is_another_for_every_field_but_those_that_change_none(monkeypatch, tmp_path):
+    def traced(*changes, method="avb", where=str(tmp_path), **of_data):
+        data = SimpleNamespace(**{"x_shape": (3,), "binarize": "none", "flip": False, **of_data})
+        config, times = mnist_config.get_config(), []
+        config.update_from_flattened_dict(dict(changes))
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=where)))
+            programs = PROGRAMS_OF(config, SimpleNamespace(name=method), data)
+        programs.keep("f", lambda x: times.append(1) or x, jax.devices()[:1])(1.0)
+        return bool(times)
+
+    assert traced()
+    assert not traced()
+    assert not traced(("seed", 3), ("data.dir", "elsewhere"), ("restore_from", "a"), ("start_from", "b"))
+    assert traced(("optimizer.encoder_rate", 0.5))
+    assert traced(("method", "vae"))
+    assert traced(method="vae")
+    for other in ({"x_shape": (4,)}, {"binarize": "dynamic"}, {"flip": True}):
+        assert traced(**other)
+    assert all(traced(where=where) for where in (None, None, "gs://bucket/programs", "gs://bucket/programs"))
 
 
 def test_compiled_programs_are_kept_by_host_unless_jax_is_told_where(monkeypatch, tmp_path):

@@ -64,9 +64,14 @@ def reported(monkeypatch, tmp_path):
 
     def run(recipe, config, dataset):
         state = METHOD.init(jax.random.key(0), dataset.train[:2])
+
+        def trained(*_, built):
+            assert built
+            return jax.tree.map(lambda a: a[None], state)
+
         monkeypatch.setattr(build, "dataset", lambda config: dataset)
         monkeypatch.setattr(build, "methods", lambda config, x_shape: {"vae": METHOD})
-        monkeypatch.setattr(launch, "train", lambda *arguments: jax.tree.map(lambda a: a[None], state))
+        monkeypatch.setattr(launch, "train", trained)
         config.num_seeds = 1
         recipe.main(config, tmp_path)
         numbers = json.loads((tmp_path / "results.json").read_text())["vae"]
