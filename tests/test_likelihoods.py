@@ -10,8 +10,8 @@ from numpyro import distributions as dist
 import avb_jax
 from avb_jax import data, distributions, models, networks
 from avb_jax.training.checks import check_values
-from avb_jax.training.programs import Programs
 from avb_jax.training.loop import initial_state, train
+from avb_jax.training.programs import Programs
 
 KEY = jax.random.key(4)
 EXAMPLES = 40

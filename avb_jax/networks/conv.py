@@ -129,10 +129,11 @@ def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int
     if formulation not in FORMULATIONS:
         raise UserError(f"formulation={formulation!r}: must be one of {', '.join(FORMULATIONS)}")
     backend = jax.default_backend()
-    can = backend == "cpu" and dtype in onednn.DTYPES
-    if formulation == "onednn" and not (can and onednn.available()):
+    can = backend == "cpu" and dtype in onednn.dtypes()
+    if formulation == "onednn" and not can:
         raise UserError(
-            f"formulation='onednn', {dtype}: needs a CPU, float32 or bfloat16, a C++ compiler and pip install 'avb_jax[onednn]'"
+            f"formulation='onednn', {dtype}: needs a CPU, float32 (or bfloat16, on a processor that has it), a C++ compiler "
+            "and pip install 'avb_jax[onednn]'"
         )
     if formulation != "auto":
         return formulation
@@ -143,7 +144,7 @@ def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int
     if backend == "gpu":
         return "patches" if size <= WHOLE else "lax"
     one_device = jax.device_count() == 1  # a call of oneDNN cannot be split between devices
-    return "onednn" if can and one_device and onednn.available() else "patches"
+    return "onednn" if can and one_device else "patches"
 
 
 class Conv(nn.Module):

@@ -311,6 +311,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(avb_onednn_convolve, Convolve,
                                   .Attr<int64_t>("stride")
                                   .Attr<ffi::Span<const int64_t>>("pads"));
 
+// Whether oneDNN convolves bfloat16 on this processor, in all three maps.
+extern "C" __attribute__((visibility("default"))) int avb_onednn_has_bfloat16() {
+  try {
+    OneThread one_thread;
+    for (int64_t kind : {kForward, kBackwardData, kBackwardWeights})
+      PlanOf({kind, kBfloat, 1, 4, 4, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1, 1});
+  } catch (const std::string&) {
+    return 0;
+  }
+  return 1;
+}
+
 // Finds oneDNN in the shared library at `path`, once; what is wrong with it, or null.
 extern "C" __attribute__((visibility("default"))) const char* avb_onednn_open(const char* path) {
   static std::string wrong;

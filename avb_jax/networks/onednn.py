@@ -30,7 +30,6 @@ from avb_jax.types import Array
 
 PACKAGE, LIBRARY = "onednn-cpu-gomp", "libdnnl.so.3"
 FORWARD, BACKWARD_DATA, BACKWARD_WEIGHTS = range(3)
-DTYPES = (jnp.float32, jnp.bfloat16)
 TARGET = "avb_onednn_convolve"  # of XLA's custom calls
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _convolve_p = Primitive(TARGET)
@@ -47,13 +46,18 @@ def transposed(y: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]
     return _bind(y, kernel, BACKWARD_DATA, stride, pads, (len(y), *size, kernel.shape[2]), y.dtype)
 
 
-@functools.cache
 def available() -> bool:
     """Whether oneDNN is installed and its handler could be compiled; where it is and could not, a warning says why, once."""
+    return bool(dtypes())
+
+
+@functools.cache
+def dtypes() -> tuple:
+    """The types that it convolves: float32, on processors that have it (AVX-512, say) bfloat16; none where not `available`."""
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
-        return False
+        return ()
     try:
         (library,) = {
             path for file in package.files or () if file.name == LIBRARY and (path := file.locate().resolve()).is_file()
@@ -69,9 +73,9 @@ def available() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
-        return False
+        return ()
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(handler, TARGET)), platform="cpu")
-    return True
+    return (jnp.float32, jnp.bfloat16) if handler.avb_onednn_has_bfloat16() else (jnp.float32,)
 
 
 def _compiled() -> pathlib.Path:

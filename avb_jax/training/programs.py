@@ -124,7 +124,7 @@ def _ground(device: jax.Device) -> str:
     versions = [sys.version, *map(importlib.metadata.version, _LIBRARIES)]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     settings = sorted((name, str(value)) for name, value in jax.config.values.items())
-    on = (device.device_kind, device.client.platform_version, onednn.available())
+    on = (device.device_kind, device.client.platform_version, device.platform == "cpu" and onednn.dtypes())
     return repr((_source(), versions, flags, settings, on))
 
 

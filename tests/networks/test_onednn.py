@@ -44,6 +44,8 @@ def test_derivatives_of_any_order_and_many_of_anything(installed, layer):
 
 @LAYERS
 def test_bfloat16_to_its_precision(installed, layer):
+    if jnp.bfloat16 not in onednn.dtypes():
+        pytest.skip("oneDNN does not convolve bfloat16 on this processor")
     x, kernel = X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16)
     y, backward = jax.vjp(functools.partial(layer, formulation="onednn"), x, kernel)
     exact, exact_backward = jax.vjp(layer, x.astype(jnp.float32), kernel.astype(jnp.float32))
@@ -61,11 +63,22 @@ def test_no_images_and_types_that_it_does_not_have(installed, layer):
         layer(X.astype(jnp.float16), KERNEL, formulation="onednn")
 
 
+@LAYERS
+def test_a_processor_without_bfloat16_convolves_it_otherwise(monkeypatch, layer):
+    monkeypatch.setattr(onednn, "dtypes", lambda: (jnp.float32,))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x, kernel = jnp.zeros((2, 28, 28, 16)), jnp.zeros((5, 5, 16, 32))
+    for dtype, taken in ((jnp.float32, True), (jnp.bfloat16, False)):
+        assert (onednn.TARGET in str(jax.make_jaxpr(layer)(x.astype(dtype), kernel.astype(dtype)))) == taken
+    with pytest.raises(UserError, match=r"bfloat16: needs .* a processor that has it"):
+        layer(X.astype(jnp.bfloat16), KERNEL, formulation="onednn")
+
+
 @pytest.fixture
 def again():
-    onednn.available.cache_clear()
+    onednn.dtypes.cache_clear()
     yield
-    onednn.available.cache_clear()
+    onednn.dtypes.cache_clear()
 
 
 def test_without_it_a_line_says_what_it_needs(monkeypatch, again):
