@@ -36,6 +36,7 @@ def given_the_half():
 
 
 @pytest.mark.parametrize("leapfrog_steps", [1, 8])
+@pytest.mark.slow
 def test_a_known_part_against_the_closed_form(leapfrog_steps):
     """The posterior of z given two of four numbers, its mean and covariance; the others are not looked at."""
     x, mask = jnp.array([1.2, 0.4, 50.0, -50.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
@@ -97,6 +98,7 @@ def test_without_a_condition_draws_are_the_prior_s():
     np.testing.assert_allclose(found.z.std(axis=0), (1.0, 1.5), rtol=0.07)
 
 
+@pytest.mark.slow
 def test_a_class_is_asked_of_the_mean_image():
     """A classifier that is sure of one class where the first number is positive: draws lie there."""
 

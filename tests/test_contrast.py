@@ -106,6 +106,7 @@ def test_the_objective_does_not_depend_on_r_where_t_is_optimal(points):
 
 @pytest.mark.parametrize("moment_gradients", [False, True])
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 2.0)])
+@pytest.mark.slow
 def test_its_gradients_are_those_of_the_analytic_elbo_whatever_r(points, shift, scale, moment_gradients):
     """On average, whether or not they flow through the moments, be these off; T is what it then is."""
     adversary = Zero() if (shift, scale) == (0.0, 1.0) else ExactUnderContrast(shift, scale)
@@ -164,6 +165,7 @@ class Correlated(nn.Module):
         return x + self.param("gain", nn.initializers.ones, ()) * noise @ jnp.array([[1.0, 0.8], [0.0, 0.3]])
 
 
+@pytest.mark.slow
 def test_a_full_covariance_leaves_nothing_of_any_gaussian():
     """T sees N(0, I), and the KL term is what the covariance makes it; no gradient flows into r."""
     game, noise = Game(Correlated()), jax.random.normal(jax.random.key(3), (20_000, 4, 2))
@@ -219,6 +221,7 @@ class Squared(nn.Module):
 
 
 @pytest.mark.parametrize("full", [False, True])
+@pytest.mark.slow
 def test_what_t_is_told_apart_from_may_lie_wider_than_r(full):
     """Draws of s with the density that the loss subtracts, by hand; T, its KL term and r are what they are without s."""
     mean, std, count = np.array([0.4, -0.2]), np.array([0.5, 2.0]), 40_000

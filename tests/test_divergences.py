@@ -41,6 +41,7 @@ def expected_loss(divergence, t):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.slow
 def test_each_is_least_at_the_log_ratio(divergence):
     """T = a + b z + c z^2, which the log ratio of two Gaussians is, fitted from T = 0; and pointwise, by the gradient."""
     exact = LOG_Q - LOG_P
@@ -67,6 +68,7 @@ def test_each_is_least_at_the_log_ratio(divergence):
     "divergence",
     [pytest.param(name, marks=[pytest.mark.slow] * (name != "jensen_shannon")) for name in DIVERGENCES],
 )
+@pytest.mark.slow
 def test_elbos_under_each_agree(divergence):
     """In the game whose T can be exact, T trained by each loss from a wrong start gives the ELBO that is known.
 

@@ -103,6 +103,7 @@ def test_categories_are_drawn_since_they_have_no_mean():
         ("avb", "categories"),
     ],
 )
+@pytest.mark.slow
 def test_every_kind_of_data_is_trained_on(name, kind):
     """The ELBO rises in some steps on a plain array; the joint density is the likelihood's and the prior's."""
     make, shape, likelihood = LIKELIHOODS[kind]
@@ -147,6 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.slow
 def test_values_that_a_likelihood_does_not_have_are_refused(case):
     """Before the first step, in one line with the range, the distribution and a remedy."""
     (size, numbers, likelihood), make, message = REFUSED[case]
@@ -172,6 +174,7 @@ def test_one_bad_value_is_found_anywhere():
         train(method_for("vae", (4, 4, 1), validated), grey_first, steps=1, batch_size=4)
 
 
+@pytest.mark.slow
 def test_what_is_prepared_counts():
     """Intensities that the device makes binary are nothing to refuse, nor are images where there is no density."""
     grey_images = data.from_arrays(np.full((20, 4, 4), 0.4), binarize="dynamic")

@@ -169,6 +169,7 @@ def run(method, start):
 
 
 @pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.slow
 def test_another_library_s_player_trains_as_the_linen_one(name, trained):
     """From the same params and statistics: what steps observe, all that is learnt, what evaluates in evaluation mode."""
     player, network, convert = ADAPTED[name]

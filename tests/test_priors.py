@@ -25,6 +25,7 @@ def encode(x):
 
 
 @pytest.mark.parametrize("network", [FLOW, networks.VampPrior(2, (2, 2), 5)])
+@pytest.mark.slow
 def test_a_density_and_draws_of_it(network):
     """It integrates to one over the plane, and its draws have its moments."""
     variables = network.init(jax.random.key(0), jnp.zeros((1, 2)), None, method="log_prob")
@@ -68,6 +69,7 @@ def test_a_flow_starts_as_the_fixed_prior(images):
 
 
 @pytest.mark.parametrize("of", [contrast.PriorContrast(), contrast.GaussianContrast()])
+@pytest.mark.slow
 def test_what_t_does_not_say_trains_the_prior(images, of):
     """Under any contrast and any T, the prior's gradient is that of -E log p(z), and no other player's changes by it."""
     prior = priors.Learned(networks.FlowPrior(3, 2, (4,)))

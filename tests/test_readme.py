@@ -41,6 +41,7 @@ def test_the_examples_of_the_readme(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", ["own_model", "evaluating", pytest.param("density", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_examples_of_the_tutorials(name, tmp_path, monkeypatch):
     """Each page's own, in one go; that on evaluation goes on from the model's."""
     monkeypatch.chdir(tmp_path)
@@ -54,6 +55,7 @@ def test_the_examples_of_the_tutorials(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["own_method", "own_data"])
 @pytest.mark.usefixtures("short")
+@pytest.mark.slow
 def test_the_examples(name, capsys):
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) < 60

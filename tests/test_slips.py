@@ -83,6 +83,7 @@ def test_a_prior_over_single_numbers():
         ({"parallel": "gpu"}, "parallel='gpu': must be one of"),
     ],
 )
+@pytest.mark.slow
 def test_of_a_training(slip, message):
     arguments = {"method": avb_jax.avb(**PARTS), "data": X, "steps": 4, "batch_size": 8, "quiet": True, **slip}
     with pytest.raises(UserError, match=message):

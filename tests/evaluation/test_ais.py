@@ -24,6 +24,7 @@ from tests.ppca import Case
         *(pytest.param(dim, sigma, {}, marks=pytest.mark.slow) for dim in (2, 8, 32) for sigma in (0.3, 0.1)),
     ],
 )
+@pytest.mark.slow
 def test_probabilistic_pca(dim, sigma, settings):
     """784 pixels, posterior standard deviations of 0.11 and 0.036; in full at the default settings."""
     case = Case(dim, sigma)
@@ -71,6 +72,7 @@ def test_two_latents_against_quadrature(kind, initial, count):
     assert_agree(estimate.log_likelihood, estimate.standard_error, exact.log_likelihood)
 
 
+@pytest.mark.slow
 def test_weights_are_unbiased_however_few_the_temperatures():
     """E[w] = p(x) and, in reverse from exact posterior samples, E[w] = 1 / p(x): not merely in the limit."""
     sigma, x = 0.5, 1.3
@@ -140,6 +142,7 @@ def test_what_an_estimate_holds_besides_log_p():
     np.testing.assert_allclose(estimate.log_likelihood, log_mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_initial_scale_is_the_chains_mass_and_their_unit():
     """Latents measured in other units are annealed alike, since step sizes are in standard deviations of f_0."""
     x, betas, results = jnp.array([0.5, -0.3]), ais.schedule(10), []
@@ -153,6 +156,7 @@ def test_the_initial_scale_is_the_chains_mass_and_their_unit():
         np.testing.assert_allclose(*(getattr(result, field) for result in results), rtol=1e-3, atol=1e-3, err_msg=field)
 
 
+@pytest.mark.slow
 def test_chains_do_not_choose_their_own_step_size():
     """Two pilots do: however many chains run along, and whatever they meet, the step sizes are the same ones."""
     case = Case(2, 0.3, count=1)

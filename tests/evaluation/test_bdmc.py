@@ -16,6 +16,7 @@ from tests.ppca import Case
 QUICK = {"chains": 4, "leapfrog_steps": 5}
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_two_sides():
     """Both bounds err about one log p(x), so that their difference has the spread of both errors put together."""
     case = Case(2, 0.3)
@@ -26,6 +27,7 @@ def test_errors_are_those_of_the_two_sides():
     assert result.width.mean() > -4 * spread / np.sqrt(80)
 
 
+@pytest.mark.slow
 def test_of_a_model_in_closed_form():
     """The bounds surround the mean log p(x) of the model's own data, and close as the temperatures rise."""
     case, numbers = Case(8, 0.1), jnp.arange(6)

@@ -112,6 +112,7 @@ CONTRASTS = {"none": contrast.PriorContrast(), "adaptive": contrast.GaussianCont
 
 
 @pytest.mark.parametrize("name", CONTRASTS)
+@pytest.mark.slow
 def test_a_fresh_adversary_s_step_is_eq_3_3_s(name):
     """T alone, at standardised z under contrast, with an encoder in evaluation mode; written out."""
     modules = small_modules("avb", batch_norm=True)
@@ -148,6 +149,7 @@ def test_a_fresh_adversary_s_step_is_eq_3_3_s(name):
 
 
 @pytest.mark.parametrize("name", CONTRASTS)
+@pytest.mark.slow
 def test_what_t_says_of_an_example_is_what_its_losses_say(name):
     """T's terms under either contrast, on the same draws through the losses: each example's loss, accuracy and KL."""
     from avb_jax.methods import avb

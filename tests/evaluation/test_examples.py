@@ -42,6 +42,7 @@ def log_p(images):
     return -np.sum(np.logaddexp(0, np.where(images > 0.5, -LOGITS, LOGITS)), axis=(1, 2))
 
 
+@pytest.mark.slow
 def test_all_estimators_see_the_same_binary_images():
     x = np.asarray(map_examples("looking", lambda key, x: x, KEY, GREY, None, "dynamic", 3))
     assert len(np.unique(x, axis=0)) == len(x)

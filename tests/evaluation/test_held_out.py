@@ -122,6 +122,7 @@ def test_when_an_elbo_under_t_stands_above_what_q_can_have(elbo, above):
     assert not FINITE._replace(elbo=10.0).above_its_bounds
 
 
+@pytest.mark.slow
 def test_a_semi_implicit_encoder_s_run_is_shown_both_ends():
     """And a T that is far off, which cannot be q's own KL, is warned of as what it is."""
     encoder = networks.SemiImplicitEncoder(networks.MLP((4,), input_rank=2), 3, (4,))
@@ -193,6 +194,7 @@ def test_the_best_state_is_kept(tmp_path, monkeypatch):
         best()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_stalled_ends(tmp_path, monkeypatch, capsys):
     """After so many checkpoints in a row without a better bound; it stays ended, and the best State is kept."""
     method, data = small_method("vae"), from_arrays(*np.random.default_rng(0).random((2, 8, 6, 6), np.float32))
@@ -229,6 +231,7 @@ def test_a_disk_without_links(tmp_path, monkeypatch):
     assert not checkpoints.steps(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_products_are_in_float32_whatever_the_device_prefers():
     """In an evaluation, in looks at held-out examples, and in what weighs a density's draws; in nothing after them."""
     seen = []

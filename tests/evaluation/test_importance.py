@@ -27,6 +27,7 @@ def test_probabilistic_pca(dim):
     assert_agree(sampled.log_likelihood, sampled.standard_error, case.log_likelihood)
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_model_with_a_black_box_for_an_encoder():
     """p(x) = N(0, w^2 + sigma^2) in each dimension, by AVB's own functions, although the encoder is not the posterior."""
     method, state = game.method(), game.state()
@@ -67,6 +68,7 @@ def test_weights_by_hand():
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+@pytest.mark.slow
 def test_the_tail_of_pareto_weights_has_their_shape(k):
     """Of u^-k; drawn towards 1/2 with the weight of ten next to the tail's 40."""
     weights = np.random.default_rng(0).random((2000, 200)) ** -k
@@ -160,6 +162,7 @@ def by_integration(density):
 
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("initial", ["prior", "encoder"])
+@pytest.mark.slow
 def test_other_priors_than_the_standard_normal(name, initial):
     """From the prior, whatever its kind; from the encoder where it covers what a Gaussian does."""
     prior, density = PRIORS[name]
@@ -178,6 +181,7 @@ def test_other_priors_than_the_standard_normal(name, initial):
 
 
 @pytest.mark.parametrize("name", ["mixture", "wide"])
+@pytest.mark.slow
 def test_quadrature_and_annealing_with_other_priors(name):
     prior, density = PRIORS[name]
     method, exact = of_prior(prior()), by_integration(density)

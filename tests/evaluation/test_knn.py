@@ -89,6 +89,7 @@ def test_knn_of_gaussians():
     assert abs(errors.mean()) < 0.01 + 4 * errors.std(ddof=1) / np.sqrt(len(errors))
 
 
+@pytest.mark.slow
 def test_knn_bias_in_many_dimensions_shrinks_with_the_samples():
     few, many = knn_errors(8, 500), knn_errors(8, 8000)
     assert abs(many.mean()) < 0.7 * abs(few.mean())
@@ -190,6 +191,7 @@ def of_game():
     return evaluate(game.method(), game.state(), game.points(), [estimator], quiet=True)
 
 
+@pytest.mark.slow
 def test_the_aggregated_posterior_of_a_run(of_game):
     """KL(q(z), p(z)) by both estimates against a grid, and not KL(p(z), q(z))."""
     means = game.M * np.float64(game.points()) + game.C

@@ -35,6 +35,7 @@ def assert_mean_of(number, exact, error):
 
 
 @pytest.mark.parametrize("after", [0.0, 3.0])
+@pytest.mark.slow
 def test_the_gap(monkeypatch, after):
     """T's loss less the fresh one's; a fresh T that is worse is noted, and the fresh T is trained as asked."""
     asked = {}
@@ -65,6 +66,7 @@ def test_the_gap(monkeypatch, after):
     assert [("still worse than T after 5 steps" in note) for note in report.notes] == ([True] if after else [])
 
 
+@pytest.mark.slow
 def test_a_fresh_adversary_finds_what_is_missing(tmp_path):
     """T is off by a constant of 1; the fresh one starts at the optimum and stays about there, on players that do not move."""
     x = np.random.default_rng(0).random((200, 2), np.float32)
@@ -109,6 +111,7 @@ def test_frozen_players_stay_as_they_are_evaluated(ema):
     assert start.opt_state[:2] == (None, None)
 
 
+@pytest.mark.slow
 def test_a_t_that_says_nothing_of_each_example_s_kl():
     """The adversarial autoencoder's, of q(z): its loss has a gap, and there is no KL(q(z|x), p(z))."""
     method, x = small_method("aae"), np.random.default_rng(0).random((8, 6, 6), np.float32)

@@ -58,6 +58,7 @@ def test_a_linear_gaussian_model(dim):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.slow
 def test_posteriors_of_any_place_and_width(dim):
     at, std = np.array([0.3, 7.0, 0.0, -16.0]), np.array([1e-3, 0.29, 1.0, 0.05])
     mean = np.full((4, dim), 0.123)
@@ -158,6 +159,7 @@ def test_it_does_not_depend_on_the_chunk():
 
 
 @pytest.mark.parametrize("sigma", [0.3, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_probabilistic_pca(sigma):
     """784 pixels, a posterior's standard deviation of 0.11 and 0.036; one example alone has the same estimate."""
     case = Case(2, sigma, count=4)

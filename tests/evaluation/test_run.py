@@ -208,6 +208,7 @@ def asked(monkeypatch):
     return numbers
 
 
+@pytest.mark.slow
 def test_an_evaluation_continues_and_does_no_work_twice(tmp_path, asked):
     method, state, x = game.method(), game.state(), game.points(12)
     whole = evaluate(method, state, x, [MeanMass(chunk=4), ImportanceSampling(samples=3, chunk=4)], quiet=True)
@@ -236,6 +237,7 @@ def test_an_evaluation_continues_and_does_no_work_twice(tmp_path, asked):
     assert again(MeanMass(chunk=4))[1] == [*range(12)]
 
 
+@pytest.mark.slow
 def test_results_are_of_the_state_the_data_and_the_seed(tmp_path):
     """Other params, examples, or another seed: other numbers, and none is taken for another's."""
     estimator, x = ImportanceSampling(samples=20), game.points(8)
@@ -260,6 +262,7 @@ def test_results_are_of_the_state_the_data_and_the_seed(tmp_path):
     assert {path.parent for path in written} == {tmp_path / "evaluation" / "avb-0" / "importance"}
 
 
+@pytest.mark.slow
 def test_results_are_of_the_method_and_of_all_examples(tmp_path):
     """Also where it differs in what no State has, its likelihood, and they after the first sixteen."""
     x = np.array(game.points(24))
@@ -355,6 +358,7 @@ def test_two_of_one_name_are_refused():
         evaluate(game.method(), game.state(), game.points(4), [AIS(), AIS(initial="prior")])
 
 
+@pytest.mark.slow
 def test_an_infinite_example_is_reported(capsys):
     """In the mean, with a note and a reason, and in the progress; the others' mean is in the reason alone."""
     x = np.ones((8, 2), np.float32)

@@ -28,6 +28,7 @@ def model():
     return method, method.init(jax.random.key(0), POINTS)
 
 
+@pytest.mark.slow
 def test_the_elbo_and_the_kl_lie_between_their_bounds(model):
     """Over many copies of four points; the width falls as K grows, and the ends stay on their sides."""
     method, state = model

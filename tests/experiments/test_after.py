@@ -57,6 +57,7 @@ def arrays(path):
         return dict(found)
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_evaluates(trained):
     assert re.search(r"avb estimate +\d+/\d+ +seed 1, reconstruction", trained[1].stderr)
 
@@ -71,6 +72,7 @@ def test_a_training_of_two_latents_leaves_a_film(trained):
 
 
 @pytest.mark.parametrize("figure", ["spherical", "traversals", "codes", "neighbours"])
+@pytest.mark.slow
 def test_figures(trained, capsys, figure):
     status, out, _ = command("sample", capsys, workdir=trained[0], figure=figure)
     assert status == 0

@@ -319,6 +319,7 @@ def test_no_odd_value_of_a_field_ends_in_a_trace(name):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.slow
 def test_each_player_s_rate_falls_over_its_own_updates(accumulate):
     """Of Adam under a gradient whose average stays, an update is the rate; its moments are those of the clipped average."""
     rates = {"encoder": 1e-3, "decoder": 2e-3, "adversary": 3e-3}
@@ -341,6 +342,7 @@ def test_each_player_s_rate_falls_over_its_own_updates(accumulate):
         np.testing.assert_allclose(moved, 0.5 * rate * (1 + np.cos(np.pi * np.arange(count + 1) / count)), rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_shape_rate_scales_the_steps_of_the_shape_alone():
     moved = {}
     for rate in (1.0, 0.25):

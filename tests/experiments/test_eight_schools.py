@@ -27,6 +27,7 @@ def test_eight_schools_evidence():
 
 
 @pytest.mark.parametrize("name", [pytest.param("mean_field", marks=pytest.mark.slow), "full_rank"])
+@pytest.mark.slow
 def test_eight_schools_bounds_of_gaussians(name):
     """Within the errors reported: E[log p(y, z) - log q(z)] over the draws, with q the Gaussian of their moments."""
     config = eight_schools_config.get_config()

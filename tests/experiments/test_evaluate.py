@@ -38,6 +38,7 @@ SOME = "importance,ais,quadrature"
 
 
 @pytest.mark.parametrize("estimators", [SOME, pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_mnist_and_its_evaluation(tmp_path, idx_folder, estimators):
     """Two seeds, two latents: some estimators, or every one; then again, from what was kept; and slips."""
     folder = tmp_path / "run"

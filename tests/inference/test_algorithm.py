@@ -18,6 +18,7 @@ def density(position):
 
 
 @pytest.mark.parametrize("method", ["avb", "sivi"])
+@pytest.mark.slow
 def test_steps_under_jit_come_to_the_density(method):
     algorithm = inference.as_vi_algorithm(density, method=method, sampler_rate=1e-3, **SMALL)
     assert isinstance(algorithm, VIAlgorithm)

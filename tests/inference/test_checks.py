@@ -23,6 +23,7 @@ def linear(matrix, mean, std):
 
 
 @pytest.mark.parametrize("size", [2, 30])
+@pytest.mark.slow
 def test_a_gaussian_is_known(size):
     """Where z is linear in u, Gauss and Newton's method ends after a step, and both bounds are log q in any dimension."""
     generator = np.random.default_rng(0)
@@ -70,6 +71,7 @@ def test_a_z_that_two_u_make():
 
 
 @pytest.mark.parametrize("inner", [16, 64])
+@pytest.mark.slow
 def test_the_evidence_is_unbiased_however_many_inner_draws(inner):
     """The mean weight is p~'s integral, 3, even where few draws of u bound q."""
 
@@ -107,6 +109,7 @@ def test_draws_without_a_density_weigh_nothing():
         assert "of q's draws the density is not finite" in str(Diagnostics(**found))
 
 
+@pytest.mark.slow
 def test_a_q_that_float32_does_not_resolve_is_not_believed():
     """Its draws coincide with their means, so that the weights would be equal, and a q anywhere would seem to be done."""
 

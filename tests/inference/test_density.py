@@ -95,6 +95,7 @@ def of_network(state, v):
     return np.float64(output) + 0.5 * np.square(np.float64(v)).sum(axis=1)
 
 
+@pytest.mark.slow
 def test_a_step_follows_the_bound(bent):
     """The sampler's update is the gradient of the mean bound with T and r's moments held; T's, that of eq. 3.3."""
     x = jnp.zeros((6, 0))
@@ -128,6 +129,7 @@ def test_a_step_follows_the_bound(bent):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after.params, expected)
 
 
+@pytest.mark.slow
 def test_a_step_of_sivi_follows_its_bound():
     """The gradient of log p~ less the log of the mixture of all draws' conditionals, by hand."""
     sampler = networks.Sampler(2, (4,), gaussian_share=0.2)

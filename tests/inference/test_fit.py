@@ -144,6 +144,7 @@ def test_how_a_fit_trains(untrained):
         np.testing.assert_allclose(step, expected[1] * first / np.sqrt(second), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_are_resampled_by_their_weights(untrained):
     """Nearer to the density than q's own; as they are with a factor of 1."""
     fit, _ = untrained
@@ -159,6 +160,7 @@ def test_draws_are_resampled_by_their_weights(untrained):
 TINY = {"steps": 20, "batch_size": 16, "widths": (8,), "adversary_widths": (8,), "quiet": True}
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_are_read_as_such(tmp_path):
     """What is not finite is another thing than what is not known."""
     fit = inference.fit(gaussian, 2, method="sivi", **TINY)
@@ -215,6 +217,7 @@ def test_seeds_side_by_side():
     np.testing.assert_allclose(alone.sample(KEY, 5), fit.runs[0].sample(KEY, 5), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
     """For N(0, I), where q begins, and for good: the same call does not train on. With a tolerance of 0 it takes all steps."""
 
@@ -232,6 +235,7 @@ def test_a_fit_ends_where_its_bounds_have_closed(tmp_path):
     assert '"step": 40' in (tmp_path / "all" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_sampler_that_runs_away_is_taken_back():
     """At rates at which it gets worse, the State of the best checkpoint is what counts."""
     fit = inference.fit(gaussian, 2, **{**TINY, "method": "sivi", "sampler_rate": 0.5, "clip": 1e3})
@@ -343,6 +347,7 @@ def test_densities_that_are_refused():
 
 
 @pytest.mark.parametrize("method", ["sivi", *(pytest.param(method, marks=pytest.mark.slow) for method in ("avb", "uivi"))])
+@pytest.mark.slow
 def test_a_density_of_zero_far_away_is_fitted(method):
     """It is not refused, and the draws that fall there end nothing."""
 
@@ -354,6 +359,7 @@ def test_a_density_of_zero_far_away_is_fitted(method):
     assert abs(fit.sample(KEY, 500)).max() < 20
 
 
+@pytest.mark.slow
 def test_a_density_that_is_not_finite_far_away():
     """Is named, with a point, where the training has led q there; a few such draws weigh nothing."""
 
@@ -404,6 +410,7 @@ def test_options_that_are_refused(field, value, remedy):
         inference.fit(gaussian, 2, method="sivi", gaussian_share=0)
 
 
+@pytest.mark.slow
 def test_without_a_gaussian_share_there_is_only_t():
     fit = inference.fit(gaussian, 2, gaussian_share=0.0, **TINY)
     assert fit.bound == fit.diagnostics.elbo_under_t
@@ -411,6 +418,7 @@ def test_without_a_gaussian_share_there_is_only_t():
     assert "which nothing vouches for" in str(fit.diagnostics)
 
 
+@pytest.mark.slow
 def test_a_fit_continues_in_its_workdir(tmp_path):
     """A finished one is read back; a shorter run is another schedule, and so another fit."""
     options = {"steps": 4, "batch_size": 8, "widths": (4,), "adversary_widths": (4,), "quiet": True, "workdir": tmp_path}

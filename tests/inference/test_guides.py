@@ -30,6 +30,7 @@ def conjugate():
 Y = np.array([0.2, 0.4, 0.6])
 
 
+@pytest.mark.slow
 def test_the_density_of_a_numpyro_model(conjugate, monkeypatch):
     """Where `fit` sees it: log p(y, mean, rate) + log rate, the Jacobian of rate = exp(u); nothing is left out or added."""
     called, z = {}, np.random.default_rng(0).standard_normal((50, 2))
@@ -55,6 +56,7 @@ TINY = {"widths": (8,), "adversary_widths": (8,), "batch_size": 16}
 
 
 @pytest.mark.parametrize("guide", [pytest.param(inference.AutoAVB, marks=pytest.mark.slow), inference.AutoSIVI])
+@pytest.mark.slow
 def test_a_guide_is_run_as_svi_is(conjugate, guide):
     """Params, a fit and losses; then draws, medians and quantiles of every site without the model's arguments."""
     guide = guide(conjugate, **TINY)
@@ -89,6 +91,7 @@ def test_svi_says_what_to_call(conjugate):
         svi.init(KEY, jnp.asarray(Y))
 
 
+@pytest.mark.slow
 def test_sites_for_arviz_and_in_a_file(conjugate, tmp_path):
     fit = inference.fit_numpyro(conjugate, jnp.asarray(Y), method="sivi", steps=10, quiet=True, **TINY)
     fit.save(tmp_path)

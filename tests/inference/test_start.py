@@ -28,6 +28,7 @@ def test_where_it_starts():
         ("nearest", [0.02, 8.0]),
     ],
 )
+@pytest.mark.slow
 def test_how_wide_it_starts(scale, expected):
     """As asked; or as a density that is a Gaussian of independent dimensions, which it finds."""
     center = np.array([3.0, -40.0])

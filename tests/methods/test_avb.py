@@ -213,6 +213,7 @@ FROZEN = {"batch_norm": True, "noise_draws": 2}
 
 
 @pytest.mark.parametrize("adaptive", [contrast.PriorContrast(), contrast.GaussianContrast(3)])
+@pytest.mark.slow
 def test_a_fresh_adversary_s_step_is_eq_3_3_s(images, adaptive):
     """T alone, at standardised z under contrast, with an encoder in evaluation mode; written out. T starts anew."""
     method = small_method("avb", contrast=adaptive, minus_log_prior=True, **FROZEN)

@@ -117,6 +117,7 @@ def test_a_step_compiles_once_counts_and_moves_every_player(name, conv, images):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_what_evaluates_does_so_by_running_statistics(name, images):
     """A network in training mode would not read them: what is not a number there shows in all that reads that player."""
     method = small_method(name, batch_norm=True)
@@ -136,6 +137,7 @@ def test_what_evaluates_does_so_by_running_statistics(name, images):
 
 
 @pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("avb", "vae")), "gan"])
+@pytest.mark.slow
 def test_a_state_holds_all_of_it(name, images, tmp_path):
     """A run that is taken up again from its checkpoint is the run that was not interrupted."""
     method = small_method(name, ema_decay=0.9, optimizers=optax.adam(1e-2))
@@ -146,6 +148,7 @@ def test_a_state_holds_all_of_it(name, images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bigan", "gan"])
+@pytest.mark.slow
 def test_the_adversary_has_steps_of_its_own(name, images):
     """Three of them leave its optimiser's count at 3 and the others' at 1."""
     method = small_method(name, adversary_steps=3)
@@ -274,6 +277,7 @@ def own_method(encoder, decoder, adversary, **settings) -> Method:
 
 
 @pytest.mark.parametrize("adversary", [OwnAdversary(), WithFeatures(), WithFeatures(shares_x=True)])
+@pytest.mark.slow
 def test_a_user_s_own_modules_drop_in(adversary, images):
     method = own_method(OwnEncoder(), OwnDecoder(), adversary)
     state = train(method, np.asarray(images), steps=4, batch_size=8, log_every=2, parallel="jit")
@@ -281,6 +285,7 @@ def test_a_user_s_own_modules_drop_in(adversary, images):
     assert state.collections.decoder["batch_stats"]["BatchNorm_0"]["mean"].any()
 
 
+@pytest.mark.slow
 def test_a_user_s_own_distributions_drop_in(images):
     """Counts under a mixture for a prior: no closed form anywhere."""
     prior = dist.MixtureSameFamily(

@@ -54,6 +54,7 @@ def test_dequantisation_bounds_whole_numbers():
     np.testing.assert_allclose(method.log_likelihood(key, state, x), density - 2 * math.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_step_is_maximum_likelihood():
     """The gradient of -log p, and transformations take it along."""
     method = pixelcnn((3, 3))

@@ -83,6 +83,7 @@ class Zero(nn.Module):
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("contrast", [PriorContrast(), GaussianContrast(), GaussianContrast(moment_gradients=True)])
+@pytest.mark.slow
 def test_with_an_exact_t_it_is_iwae(contrast, beta):
     """Its value draw by draw, and on average its gradients: of encoder and decoder, though T is held fixed."""
     adversary = ExactLogRatio() if isinstance(contrast, PriorContrast) else Zero()

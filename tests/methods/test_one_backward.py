@@ -44,6 +44,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_it_is_the_step_of_two(case, images, sgd, monkeypatch):
     adversary, settings = CASES[case]
     shared = {"prior": distributions.standard_normal(LATENTS), "likelihood": distributions.bernoulli, "optimizers": sgd}

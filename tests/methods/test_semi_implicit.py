@@ -78,6 +78,7 @@ def of_encoder_and_decoder(params):
     return {**params.encoder, **params.decoder}
 
 
+@pytest.mark.slow
 def test_uivi_has_the_gradient_of_the_elbo_and_observes_no_less_than_the_negative_elbo():
     method = avb_jax.uivi(LinearSemiImplicit(), LinearDecoder(), burn_in=15, leapfrog_steps=3, step_size=0.4, **SETTINGS)
     params, values, gradients = estimates(method, 500)

@@ -105,7 +105,19 @@ def state_of(method, images):
     return state._replace(step=jnp.array(T), params=params, collections=positive(positive(state.collections)), ema=ema)
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = (
+    "avb: T first",
+    "avb: given moments that flow",
+    "avb: hellinger",
+    "vae",
+    "aae: settings",
+    "bigan",
+    "gan",
+    "vaegan: batch norm",
+)
+
+
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_a_step_is_the_reference_s(case, images):
     """All of the new state, and all that is observed."""
     name, options, given = CASES[case]

@@ -89,6 +89,7 @@ def test_a_vae_takes_any_density():
 
 
 @pytest.mark.parametrize("closed_form", [True, False])
+@pytest.mark.slow
 def test_the_kl_of_a_gaussian_is_its_own_whatever_the_prior(images, closed_form):
     """Exact for each example where NumPyro knows it; elsewhere an estimate from the draws, right on average."""
     normal = dist.Normal(jnp.array([0.0, 0.5, -1.0]), jnp.array([1.0, 2.0, 0.7])).to_event(1)

@@ -55,6 +55,7 @@ def test_a_pixel_sees_those_before_it(case):
             assert not seen[i, j][~triangle & (rows != i)].any()
 
 
+@pytest.mark.slow
 def test_pixels_are_drawn_from_what_teacher_forcing_says_of_them(case):
     """One by one with cached activations, in the place of the whole image: the same outputs."""
     _, net, variables, _, features = case
@@ -79,6 +80,7 @@ def test_pixels_are_drawn_from_what_teacher_forcing_says_of_them(case):
 @pytest.mark.parametrize(
     ("kernel", "pads"), [((2, 3), ((1, 0), (1, 1))), ((1, 4), ((0, 0), (3, 0))), ((3, 3), ((0, 0), (0, 0)))]
 )
+@pytest.mark.slow
 def test_convolutions_that_look_one_way(formulation, kernel, pads):
     """Each formulation, with any padding and a kernel that is no square, and its gradients, as XLA's own."""
     if formulation == "onednn" and not onednn.available():
@@ -93,6 +95,7 @@ def test_convolutions_that_look_one_way(formulation, kernel, pads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_probabilities_of_all_images_sum_to_one(kind):
     """Of 3x3 binary ones; and draws come as often as they should."""
     net = KINDS[kind]((3, 3), 1, channels=4, layers=2, kernel_size=3)
@@ -125,6 +128,7 @@ def test_256_levels():
     assert np.isfinite(first).all()
 
 
+@pytest.mark.slow
 def test_a_decoder_with_a_model_of_x():
     """p(x|z) depends on z through the trunk's features, and its params are the decoder's."""
     net = networks.GatedPixelCNN((4, 4), 1, channels=4, layers=2, kernel_size=3)

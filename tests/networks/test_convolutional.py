@@ -76,6 +76,7 @@ def test_one_scale_for_all_pixels():
 
 
 @pytest.mark.parametrize("through", [pytest.param("noise", marks=pytest.mark.slow), "z"])
+@pytest.mark.slow
 def test_every_level_of_the_celeba_networks_sees(through):
     """With all projections but one at zero, noise (or z) still reaches the output."""
     x, vector = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)), jax.random.normal(jax.random.key(1), (4, 5))
@@ -127,6 +128,7 @@ def test_batch_normalisation_is_where_the_paper_has_it_and_can_be_turned_off():
         (networks.ResNetDecoder((8, 8), 1, 2, units=1, batch_norm=True), None),
     ],
 )
+@pytest.mark.slow
 def test_batch_normalisation_trains_on_the_batch_and_evaluates_by_running_statistics(module, second):
     """In training it reads none and moves them by a hundredth of the way; in evaluation it is they that count."""
     rng, key = np.random.default_rng(0), jax.random.key(0)
@@ -160,6 +162,7 @@ def test_pixels_are_centred_and_spread(module):
 
 
 @pytest.mark.parametrize(("name", "batch", "parts"), [("conv", 12, 3), ("conv_transpose", 12, 3), ("conv", 7, 7)])
+@pytest.mark.slow
 def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkeypatch):
     """As many as fit, of a power of two that divides the batch: the same values and gradients; in one go on several devices."""
     function = getattr(conv, name)

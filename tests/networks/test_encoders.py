@@ -83,6 +83,7 @@ def moment_encoder():
     return encoder, jax.tree.map(lambda p, k: p + 0.3 * jax.random.normal(k, p.shape), params, keys), x
 
 
+@pytest.mark.slow
 def test_the_moment_encoder_has_the_moments_that_it_gives(moment_encoder):
     encoder, params, x = moment_encoder
     noise = jax.random.normal(jax.random.key(3), (20_000, 4, 13))
@@ -105,6 +106,7 @@ def test_the_moment_encoder_is_no_gaussian(moment_encoder):
     np.testing.assert_allclose(z, mean + std * noise[..., :3], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_moment_encoder_starts_as_the_gaussian_of_its_moments():
     """It is a linear image of its noise, uncorrelated over latents, but for some 1% of its variance."""
     x = jax.random.uniform(jax.random.key(0), (4, 6, 6))

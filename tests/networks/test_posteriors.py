@@ -149,6 +149,7 @@ def test_a_step_of_iaf_is_autoregressive_and_alternating_steps_mix_all_latents()
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.slow
 def test_every_draw_is_its_own_and_every_example(kind):
     noise = jax.random.normal(jax.random.key(9), (3, 4, _noise_dim(kind, 5)))
     together = _apply(kind, 5, X, noise)

@@ -74,6 +74,7 @@ def test_sharded_is_one_device(dataset, sgd, name, kind, count, adaptive):
     assert_close(info, info_many)
 
 
+@pytest.mark.slow
 def test_a_block_under_pmap_is_steps_of_over_devices(dataset, sgd):
     """Each device has its share of each batch, in the batch's order, and the step's key."""
     method, count = small_method("avb", batch_norm=True, optimizers=sgd, axis_name=blocks.AXIS), 4
@@ -111,6 +112,7 @@ def test_without_seeds_there_is_no_axis_of_them(dataset, mode):
 
 
 @pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
+@pytest.mark.slow
 def test_seeds_train_side_by_side_as_they_would_alone(dataset, sgd, mode):
     method = small_method("avb", optimizers=sgd)
     _, together, _ = one_block(dataset, method, mode, 4, num_seeds=2)
@@ -145,6 +147,7 @@ def test_resolve():
 
 
 @pytest.mark.parametrize("mode", ["pmap", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("jit", "sharded"))])
+@pytest.mark.slow
 def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_path):
     """The same steps, whether batches are read from the file or from the device; two seeds, mirrored images."""
     mapped = np.memmap(tmp_path / "images", np.float32, "w+", shape=dataset.train.shape)
@@ -166,6 +169,7 @@ def test_a_memory_mapped_set_trains_as_one_in_memory(dataset, sgd, mode, tmp_pat
         ),
     ],
 )
+@pytest.mark.slow
 def test_batches_train_as_the_indices_of_their_examples(dataset, sgd, mode, num_seeds):
     """Those of an iterator, which has no stored examples."""
     method = small_method("avb", optimizers=sgd)

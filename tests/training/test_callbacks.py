@@ -171,6 +171,7 @@ class Calls(Callback):
 
 
 @pytest.mark.parametrize("num_seeds", [None, 2])
+@pytest.mark.slow
 def test_when_callbacks_are_called(dataset, tmp_path, num_seeds):
     """Once for each block and each checkpoint, and once at the end; a finished run reports its last State."""
     options = {"num_seeds": num_seeds, "workdir": tmp_path, **OPTIONS, "log_every": 2}
@@ -199,6 +200,7 @@ def held_out_lines(folder):
 
 
 @pytest.mark.parametrize("by", [-100.0, pytest.param(100.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_elbo_above_the_bound_is_reported(dataset, tmp_path, capsys, by):
     """At each checkpoint, next to importance sampling; of AVB with an ELBO that is `by` nats too good."""
     method = small_method("avb")
@@ -218,6 +220,7 @@ def test_an_elbo_above_the_bound_is_reported(dataset, tmp_path, capsys, by):
     assert ("warning: the ELBO under T stands" in reported) == (by > 0)
 
 
+@pytest.mark.slow
 def test_held_out_checks_are_on_held_out_images(tmp_path):
     """The same training on black images, with white or black ones held out; its decoder starts near white."""
     found, black, method = [], np.zeros((20, 6, 6)), small_method("avb")

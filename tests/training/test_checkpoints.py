@@ -73,6 +73,7 @@ HARMS |= {f"flipped at {at}": functools.partial(flip, at=at) for at in (0.0, 0.2
 
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+@pytest.mark.slow
 def test_a_damaged_state_is_never_taken(folder, harm):
     """Whichever of its files it is: the very same numbers, or a warning and the State before it."""
     copy, noticed = folder.parent / "copy", []

@@ -138,6 +138,7 @@ def test_another_model_does_not_fit_a_checkpoint(method, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap", "sharded"])
+@pytest.mark.slow
 def test_states_stay_their_owner_s(dataset, parallel):
     """What `train` was given, and what a callback was given and kept, outlive the steps after."""
     method, kept = with_ema(toy(), 0.9), Kept()

@@ -81,6 +81,7 @@ def test_a_container_s_share(tmp_path, monkeypatch):
         for j, parallel in enumerate(("jit", "pmap", "sharded"))
     ],
 )
+@pytest.mark.slow
 def test_the_estimate_is_of_the_program_that_runs(kind, parallel, tmp_path, monkeypatch):
     """Whatever the data are; and nothing is traced once more for it, but under pmap."""
     x = np.random.default_rng(0).random((32, 6, 6), np.float32)
@@ -99,6 +100,7 @@ def test_the_estimate_is_of_the_program_that_runs(kind, parallel, tmp_path, monk
     assert 10_000 < asked[-1] < 5_000_000  # of the whole; of inner programs before
 
 
+@pytest.mark.slow
 def test_steps_beyond_memory_are_refused(monkeypatch):
     """Before the indices of such a batch are made, which would not fit either."""
     x = np.random.default_rng(0).random((32, 6, 6), np.float32)

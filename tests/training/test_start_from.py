@@ -46,6 +46,7 @@ def begun(encoder=None, width=5, adversary=False, seed=1, steps=0, decay=None):
     return state
 
 
+@pytest.mark.slow
 def test_players_are_taken_with_their_averages_and_statistics():
     other, own = begun(steps=3, decay=0.9), begun(Normalised(scaled=True), adversary=True, seed=2, decay=0.5)
     state, taken = avb_jax.start_from(other, own)

@@ -71,6 +71,7 @@ def test_a_step_is_the_mean_of_the_devices_steps(name, sgd, images, shares):
         (False, contrast.GaussianContrast(), True),
     ],
 )
+@pytest.mark.slow
 def test_the_full_batch_gradient_is_taken(batch_norm, adaptive, weighted, sgd, images, shares):
     """Each device draws noise of its own: the full batch is made of the devices' draws put together.
 

@@ -29,6 +29,7 @@ def evaluate(method, state, images):
 
 
 @pytest.mark.parametrize("name", ["avb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vae", "gan"))])
+@pytest.mark.slow
 def test_every_seed_is_the_run_that_it_would_be_alone(name, images):
     """In a step on a batch of its own, and in all that evaluates, on the same batch."""
     settings = {} if name == "vae" else {"adversary_steps": 2}
