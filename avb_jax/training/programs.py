@@ -73,22 +73,22 @@ class Kept:
     def _export(self, args: tuple, path: pathlib.Path) -> Callable:
         """The function for such arguments, after its program was written."""
         ours = [export.DisabledSafetyCheck.custom_call(onednn.TARGET)]  # a call of another release is another source
-        exported = export.export(self._jitted, disabled_checks=ours)(*args)
-        flat = dataclasses.replace(  # since a file has no named tuples, but by name
-            exported,
-            in_tree=jax.tree.structure((tuple(exported.in_avals), {})),
-            out_tree=jax.tree.structure(tuple(exported.out_avals)),
-        )
-        kept = pickle.dumps((bytes(flat.serialize()), exported.out_tree))
         try:
+            exported = export.export(self._jitted, disabled_checks=ours)(*args)
+            flat = dataclasses.replace(  # since a file has no named tuples, but by name
+                exported,
+                in_tree=jax.tree.structure((tuple(exported.in_avals), {})),
+                out_tree=jax.tree.structure(tuple(exported.out_avals)),
+            )
+            kept = pickle.dumps((bytes(flat.serialize()), exported.out_tree))
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
                 file.write(kept)
             pathlib.Path(file.name).replace(path)  # whole or not at all
             for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
                 old.unlink(missing_ok=True)
-        except OSError:  # such as a full disk: the next start traces
-            pass
+        except Exception:  # a callback to Python, a full disk, or an error that the call will raise itself
+            return self._jitted
         return self._calling(flat, exported.out_tree)
 
 

@@ -151,8 +151,8 @@ def test_steps_of_seconds(tmp_path, monkeypatch):
     """12 seconds at 70 examples a second, of all seeds together: 840 of 8 for each of 3 seeds; a block at least."""
     trained = []
 
-    def train(config, run, method, data, name):
-        trained.append((config.steps, config.check_images, config.patience))
+    def train(config, run, method, data, name, built):
+        trained.append((built, config.steps, config.check_images, config.patience))
         run.mkdir(parents=True)
         (run / "metrics.jsonl").write_text(json.dumps({"method": name, "examples_per_second": 70.0}) + "\n")
 
@@ -161,7 +161,7 @@ def test_steps_of_seconds(tmp_path, monkeypatch):
     config.update_from_flattened_dict({**TINY, "method": "vae", "num_seeds": 3, "check_images": 9, "patience": 2})
     assert compare.affordable(config, tmp_path / "some", 12) == 35
     assert compare.affordable(config, tmp_path / "few", 0) == config.log_every
-    assert trained == [(4 * config.log_every, 0, None)] * 2
+    assert trained == [(True, 4 * config.log_every, 0, None)] * 2
     assert (config.steps, config.check_images, config.patience) == (TINY["steps"], 9, 2)
 
 

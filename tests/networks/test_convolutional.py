@@ -187,7 +187,7 @@ def test_patches_are_made_of_a_few_examples_at_a_time(name, batch, parts, monkey
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_formulations_by_shape(monkeypatch, installed):
-    monkeypatch.setattr(onednn, "available", lambda: installed)
+    monkeypatch.setattr(onednn, "dtypes", lambda: (jnp.float32,) * installed)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     of, wide = functools.partial(conv.formulation_of, "auto", jnp.float32, size=1000), "onednn" if installed else "patches"
     assert of(14, 3, 1, 4) == of(4, 5, 2, 128) == "rows"

@@ -93,6 +93,15 @@ def test_a_damaged_file_is_replaced_and_a_full_disk_is_no_error(tmp_path, monkey
     assert traced(blocked / "folder")[0][1] == 7
 
 
+def test_what_cannot_be_kept_runs_all_the_same(tmp_path):
+    """A call back into Python is no program; an error is the function's own."""
+    kept = Programs(tmp_path).keep("f", lambda x: jax.pure_callback(np.cos, x, x), jax.devices()[:1])
+    assert [float(kept(jnp.zeros(()))), float(kept(jnp.zeros(())))] == [1.0, 1.0]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        Programs(tmp_path).keep("g", lambda x: x * (1 // 0), jax.devices()[:1])(1.0)
+
+
 def test_those_unused_for_longest_go(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "KEPT", 2)
     clock = iter(range(10**9, 10**9 + 100))
