@@ -80,7 +80,7 @@ def fit(
         makes by default. It is copied, and stays the caller's.
       rollbacks: how often a run that has diverged goes back to its latest checkpoint and on from there with other noise, before
         it ends with `Diverged`; of the whole run, interruptions included.
-      programs: where compiled programs are kept for a next start, see `training.programs`; nowhere by default.
+      programs: where traced programs are kept for a next start, see `training.programs`; nowhere by default.
 
     Returns:
       The final State.

@@ -47,6 +47,11 @@ FILES = [
 ]
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as gone
 FLAGS = ("workdir", "distributed", "coordinator", "num_processes", "process_id")
+# Fields that no traced program of a training depends on.
+NOT_TRACED = {
+    *("seed", "data.dir", "data.cache", "restore_from", "start_from", "check_images", "patience", "rollbacks"),
+    *("profile", "checkpoint_every", "log_every"),
+}
 READERS = ("evaluate", "sample", "encode", "report")  # commands about a run that is there
 HELP = {"help", "h", "helpshort", "helpfull"}
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -299,8 +304,8 @@ def train(
       data: what on.
       callbacks: next to the default ones.
       name: of the method in the run; its own by default.
-      built: whether the config settles all of the method, as it does where `avb_jax.build` has made it; compiled programs are
-        kept then, for the next start with the same config.
+      built: whether the config settles all of the method, as it does where `avb_jax.build` has made it; what is traced of
+        it is kept then, for the next start with the same config.
     """
     callbacks = [
         *default_callbacks(config.check_images, patience=config.patience),
@@ -334,18 +339,20 @@ def train(
         callbacks=callbacks,
         state=state,
         rollbacks=config.rollbacks,
-        programs=programs_of(config, method, data) if built else None,
+        programs=programs_of(config) if built else None,
     )
 
 
-def programs_of(config: ml_collections.ConfigDict, method: Method, data: Dataset) -> Programs:
-    """Where the programs of a method that `avb_jax.build` has made are kept: in a folder of JAX's own cache."""
+def programs_of(config: ml_collections.ConfigDict) -> Programs:
+    """Where the programs of methods that `avb_jax.build` makes of a config are kept: in a folder of JAX's own cache."""
     folder = jax.config.jax_compilation_cache_dir
     if not folder or "://" in folder:
         return Programs()
-    unimportant = ("seed", "data.dir", "restore_from", "start_from")
-    fields_of = {field: value for field, value in flatten_dict(config.to_dict(), sep=".").items() if field not in unimportant}
-    return Programs(pathlib.Path(folder) / "traced", repr((fields_of, method.name, data.x_shape, data.binarize, data.flip)))
+    values = flatten_dict(config.to_dict(), sep=".")
+    values = {
+        field: value for field, value in values.items() if field not in NOT_TRACED and not field.startswith("evaluation.")
+    }
+    return Programs(pathlib.Path(folder) / "traced", repr(values))
 
 
 class Claim(Callback):

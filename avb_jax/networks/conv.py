@@ -129,8 +129,7 @@ def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int
     if formulation not in FORMULATIONS:
         raise UserError(f"formulation={formulation!r}: must be one of {', '.join(FORMULATIONS)}")
     backend = jax.default_backend()
-    can = backend == "cpu" and dtype in onednn.dtypes()
-    if formulation == "onednn" and not can:
+    if formulation == "onednn" and not (backend == "cpu" and dtype in onednn.dtypes()):
         raise UserError(
             f"formulation='onednn', {dtype}: needs a CPU, float32 (or bfloat16, on a processor that has it), a C++ compiler "
             "and pip install 'avb_jax[onednn]'"
@@ -144,7 +143,7 @@ def formulation_of(formulation: str, dtype, width: int, kernel: int, stride: int
     if backend == "gpu":
         return "patches" if size <= WHOLE else "lax"
     one_device = jax.device_count() == 1  # a call of oneDNN cannot be split between devices
-    return "onednn" if can and one_device else "patches"
+    return "onednn" if one_device and dtype in onednn.dtypes() else "patches"
 
 
 class Conv(nn.Module):

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
 from jax.sharding import NamedSharding, PartitionSpec
 
 from avb_jax import processes
 from avb_jax.method import Method
+from avb_jax.training import memory
 from avb_jax.training.programs import Programs
 from avb_jax.transforms import of_seed, over_devices
 from avb_jax.types import Array, Players, PyTree, State, UserError
@@ -47,8 +47,8 @@ class Blocks(NamedTuple):
     run: Callable  # (key, state, batches, wish) -> (state, Observed); donates state
     place: Callable  # state on the host or one device -> as `run` wants it; a copy, which `run` may take
     gather: Callable  # as `run` returns it -> state, one copy
-    # (key, state, what `fetch` is given, abstract) -> the block's jaxpr; nothing is compiled. None where it was kept.
-    program: Callable
+    # (key, state, what `fetch` is given, abstract) -> the bytes that the block needs at least; nothing is compiled
+    needed: Callable
     mode: str
     devices: list
 
@@ -150,15 +150,14 @@ def _jit(method, prepare, stored, streamed, num_seeds, devices, mode, programs) 
     def place(state: State) -> State:
         return processes.put(state, everywhere)
 
-    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr | None:
+    def needed(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> int:
         shape, dtype = _of_read(stored if streamed else None, batches.shape, batches.dtype)
         # Placed as `run` has it, which then need not trace again.
         batches = jax.ShapeDtypeStruct(shape, dtype, sharding=by_batch)
         wishes = jax.ShapeDtypeStruct((len(devices),), bool, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
-        arguments = (key, state, data, batches, wishes if several else None)
-        return None if compiled.found(*arguments) else compiled.trace(*arguments).jaxpr.jaxpr
+        return compiled.needed(key, state, data, batches, wishes if several else None)
 
-    return Blocks(fetch, run, place, lambda state: state, program, mode, devices)
+    return Blocks(fetch, run, place, lambda state: state, needed, mode, devices)
 
 
 def _pmap(method, prepare, stored, streamed, num_seeds, devices) -> Blocks:
@@ -190,13 +189,13 @@ def _pmap(method, prepare, stored, streamed, num_seeds, devices) -> Blocks:
         state, *observed = compiled(key, state, data, batches)
         return state, Observed(*first(observed), wish)
 
-    def program(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> Jaxpr:
+    def needed(key: Array, state: State, batches: jax.ShapeDtypeStruct) -> int:
         shape = batches.shape
         shares = (count, *shape[:position], shape[position] // count, *shape[position + 1 :])
         batches = jax.ShapeDtypeStruct(*_of_read(stored if streamed else None, shares, batches.dtype))
-        return jax.make_jaxpr(compiled)(key, state, data, batches).jaxpr
+        return memory.needed(jax.make_jaxpr(compiled)(key, state, data, batches).jaxpr)
 
-    return Blocks(fetch, run, place, first, program, "pmap", devices)
+    return Blocks(fetch, run, place, first, needed, "pmap", devices)
 
 
 def _of_read(stored: np.ndarray | None, shape: tuple, dtype: np.dtype) -> tuple[tuple, np.dtype]:

@@ -126,10 +126,8 @@ def check_memory(compiled: blocks.Blocks, keys: Array, state: State, data: Datas
     else:
         batches = jax.ShapeDtypeStruct((*seeds, length, batch_size), np.int32)
     there = memory.available(compiled.devices)
-    program = compiled.program(keys, state, batches)
-    if program is None or there is None:  # it has run before
-        return
-    if (least := memory.needed(program)) > there:
+    least = compiled.needed(keys, state, batches)
+    if there is not None and least > there:
         raise UserError(
             f"batch_size={batch_size}: the steps need {least / 2**30:,.1f} GiB at least, and there are {there / 2**30:,.1f}; "
             "use a smaller batch, and accumulate gradients (optimizer.accumulate; optax.MultiSteps), or smaller networks, or "

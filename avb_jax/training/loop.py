@@ -60,7 +60,8 @@ def train(
     data = as_data(data)
     batch_size = checks.check_arguments(data, steps, batch_size, seed, num_seeds, log_every, checkpoint_every)
     name, workdir = name or method.name, None if workdir is None else pathlib.Path(workdir)
-    programs = programs or Programs()
+    of_data = (data.x_shape, data.binarize, data.flip) if isinstance(data, Dataset) else data.shape
+    programs = (programs or Programs()).also(method.name, type(data).__name__, of_data)
     keys = step_keys(seed, num_seeds, 0 if workdir is None else rollbacks(workdir, name))
     if state is None:
         state = initial_state(method, data, seed, num_seeds, programs)

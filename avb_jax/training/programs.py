@@ -1,13 +1,13 @@
-"""Programs on disk, for a next start that need not trace them.
+"""Traced programs on disk, for a next start that need not trace them.
 
 JAX's own cache keeps what was compiled, by the program's text, and to have that text takes seconds of tracing and lowering by
-itself. Here the text is kept too (`jax.export`), by what it is made of: the source of this library, what it runs by and on, a
-text of the caller's that settles all that the traced function depends on, and the shapes of the arguments. What is made of
-anything else is traced anew, and so is what cannot be read.
+itself. Here the text is kept too (`jax.export`), under a digest of all that it follows from: the source of this library,
+versions, settings, the device, the shapes of the arguments, and a text of the caller's that settles the method and the data.
+Where one of these differs, or a file cannot be read, the function is traced as usual.
 """
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import os
@@ -21,120 +21,163 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
+from numpyro import distributions as dist
 
 from avb_jax.networks import onednn
+from avb_jax.training import memory
 
-KEPT = 200  # programs in a folder, some 0.2 MB each; of more, those that were not used for the longest time go
+KEPT = 200  # programs in a folder, some 0.2 MB each; beyond that, those unused for longest are deleted
+_SUFFIX = ".traced"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "blackjax", "chex", "numpy")
+_VARIABLES = ("FLAX_", "LIBTPU_", "NUMPYRO_", "XLA_")  # of the environment, by how their names begin
 
 
 class Kept:
-    """A jitted function, on one device, whose programs are kept; made by `Programs.keep`."""
+    """A jitted function whose programs are kept; made by `Programs.keep`."""
 
-    def __init__(self, function: Callable, options: dict, folder: pathlib.Path | None, made_of: str):
-        self._jitted, self._options, self._folder, self._made_of = jax.jit(function, **options), options, folder, made_of
-        self._functions: dict[pathlib.Path, Callable] = {}  # jitted
+    def __init__(self, function: Callable, options: dict, folder: pathlib.Path | None, digest: str):
+        self._jitted, self._options, self._folder, self._digest = jax.jit(function, **options), options, folder, digest
+        self._functions: dict[Any, Callable] = {}  # jitted, by the structure and shapes of their arguments
+        self._needed: dict[Any, int] = {}
 
     def __call__(self, *args: Any) -> Any:
-        if self._folder is None:
+        if self._folder is None or _on_several(args):
             return self._jitted(*args)
-        path = self._path(args)
-        if not self._read(path):
-            self._functions[path] = self._export(args, path)
-        return self._functions[path](*args)
+        key = _key(args)
+        if not self._read(key):
+            self._functions[key] = self._export(args, key)
+        return self._functions[key](*args)
 
-    def found(self, *args: Any) -> bool:
-        """Whether there is a program for such arguments (arrays, or `jax.ShapeDtypeStruct`), which need not be traced."""
-        return self._folder is not None and self._read(self._path(args))
+    def needed(self, *args: Any) -> int:
+        """Bytes that the program for such arguments (arrays, or `jax.ShapeDtypeStruct`) needs at least: `memory.needed`.
 
-    def trace(self, *args: Any) -> jax.stages.Traced:
-        """As the jitted function's own; a call with such arguments need not trace again."""
-        return self._jitted.trace(*args)
+        Nothing is compiled; a call with such arguments need not trace again.
+        """
+        key = _key(args)
+        if self._folder is None or _on_several(args) or not self._read(key) or key not in self._needed:
+            self._needed[key] = memory.needed(self._jitted.trace(*args).jaxpr.jaxpr)
+        return self._needed[key]
 
-    def _path(self, args: tuple) -> pathlib.Path:
-        leaves, structure = jax.tree.flatten(args)
-        shapes = [(np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves]
-        return self._folder / hashlib.sha256(repr((self._made_of, str(structure), shapes)).encode()).hexdigest()[:40]
+    def _path(self, key: Any) -> pathlib.Path:
+        return (self._folder / hashlib.sha256(repr((self._digest, key)).encode()).hexdigest()[:40]).with_suffix(_SUFFIX)
 
-    def _read(self, path: pathlib.Path) -> bool:
-        if path not in self._functions:
-            try:
-                text, out_tree = pickle.loads(path.read_bytes())
-                self._functions[path] = self._calling(export.deserialize(bytearray(text)), out_tree)
-                path.touch()
-            except Exception:  # whatever is the matter with a file, tracing does without it
-                return False
+    def _read(self, key: Any) -> bool:
+        """Whether there is a program, which is then ready to be called."""
+        if key in self._functions:
+            return True
+        path = self._path(key)
+        try:
+            text, out_tree, needed = pickle.loads(path.read_bytes())
+            self._functions[key] = self._calling(export.deserialize(bytearray(text)), out_tree)
+        except Exception:  # whatever is the matter with a file, tracing does without it
+            return False
+        if needed is not None:
+            self._needed[key] = needed
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            path.touch()
         return True
 
     def _calling(self, exported: export.Exported, out_tree: Any) -> Callable:
         """The program jitted, of arguments and results that are trees; its own are their leaves."""
         return jax.jit(lambda *args: jax.tree.unflatten(out_tree, exported.call(*jax.tree.leaves(args))), **self._options)
 
-    def _export(self, args: tuple, path: pathlib.Path) -> Callable:
+    def _export(self, args: tuple, key: Any) -> Callable:
         """The function for such arguments, after its program was written."""
-        ours = [export.DisabledSafetyCheck.custom_call(onednn.TARGET)]  # a call of another release is another source
+        ours = [export.DisabledSafetyCheck.custom_call(onednn.TARGET)]  # what handles it is part of the digest
         try:
             exported = export.export(self._jitted, disabled_checks=ours)(*args)
-            flat = dataclasses.replace(  # since a file has no named tuples, but by name
+            # A file can hold tuples of arrays, but no tree with the classes of a State.
+            flat = dataclasses.replace(
                 exported,
                 in_tree=jax.tree.structure((tuple(exported.in_avals), {})),
                 out_tree=jax.tree.structure(tuple(exported.out_avals)),
             )
-            kept = pickle.dumps((bytes(flat.serialize()), exported.out_tree))
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
-                file.write(kept)
-            pathlib.Path(file.name).replace(path)  # whole or not at all
-            for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-                old.unlink(missing_ok=True)
-        except Exception:  # a callback to Python, a full disk, or an error that the call will raise itself
+            self._write(self._path(key), pickle.dumps((bytes(flat.serialize()), exported.out_tree, self._needed.get(key))))
+        except Exception:  # a callback to Python, a full disk, or an error that the call below raises itself
             return self._jitted
         return self._calling(flat, exported.out_tree)
 
+    def _write(self, path: pathlib.Path, content: bytes) -> None:
+        """The file, whole or not at all; and none too many of them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            part = pathlib.Path(scratch) / path.name
+            part.write_bytes(content)
+            part.replace(path)
+        with contextlib.suppress(OSError):  # another process deletes them as well
+            for old in sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+                old.unlink(missing_ok=True)
+
 
 class Programs:
-    """Where programs are kept and what all of them are made of; `Programs()` keeps none."""
+    """Where programs are kept, of one method on one data set; `Programs()` keeps none."""
 
     def __init__(self, folder: str | os.PathLike | None = None, made_of: str = ""):
         """Programs in a folder.
 
         Args:
-          folder: as of a cache: it may be emptied at any time, and whoever can write to it can run anything.
-          made_of: a text that settles all that the traced functions depend on, other than this library and their arguments.
+          folder: like a cache: it may be emptied at any time, and whoever can write to it can run anything.
+          made_of: a text that settles the method and how the data are prepared. Of two with the same text, the second would
+            be trained by the first one's programs.
         """
         self._folder, self._made_of = None if folder is None else pathlib.Path(folder), made_of
+
+    def also(self, *made_of: Any) -> "Programs":
+        """The same, of which all depend on these as well; their `repr` counts."""
+        return Programs(self._folder, repr((self._made_of, made_of)))
 
     def keep(self, name: str, function: Callable, devices: list, *made_of: Any, **options: Any) -> Kept:
         """The function, jitted, with its programs kept where it runs on one device.
 
+        Nothing is kept either where JAX's compilation cache, or `jax.jit` itself, is turned off, or NaNs are looked for.
+
         Args:
-          name: apart from all others'.
+          name: of the function, a different one for each.
           function: of arrays.
           devices: on which it runs.
-          made_of: what this function depends on besides.
+          made_of: what else this function depends on; its `repr` counts.
           options: of `jax.jit`.
         """
-        if self._folder is None or len(devices) > 1 or jax.process_count() > 1:
+        config = jax.config
+        plain = config.jax_disable_jit or config.jax_debug_nans or not config.jax_enable_compilation_cache
+        elsewhere = config.jax_default_device is not None or devices[0].platform != jax.default_backend()
+        if self._folder is None or plain or elsewhere or len(devices) > 1 or jax.process_count() > 1:
             return Kept(function, options, None, "")
-        return Kept(function, options, self._folder, repr((name, self._made_of, made_of, _ground(devices[0]))))
+        digest = hashlib.sha256(repr((name, self._made_of, made_of, _surroundings(devices[0]))).encode()).hexdigest()
+        return Kept(function, options, self._folder, digest)
 
 
-def _ground(device: jax.Device) -> str:
-    """What every program is made of: source, versions, settings of JAX and XLA, device."""
-    versions = [sys.version, *map(importlib.metadata.version, _LIBRARIES)]
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    settings = sorted((name, str(value)) for name, value in jax.config.values.items())
-    on = (device.device_kind, device.client.platform_version, device.platform == "cpu" and onednn.dtypes())
-    return repr((_source(), versions, flags, settings, on))
+def _key(args: tuple) -> tuple:
+    """The structure, shapes and types of a function's arguments."""
+    leaves, structure = jax.tree.flatten(args)
+    return str(structure), tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves)
 
 
-@functools.cache
-def _source() -> str:
-    """A digest of this library's source."""
-    folder = pathlib.Path(__file__).parents[1]
-    files = [path for path in folder.rglob("*") if path.suffix in (".py", ".cc")]
-    return _digest({str(path.relative_to(folder)): path.read_bytes() for path in files})
+def _on_several(args: tuple) -> bool:
+    """Whether any array is on several devices."""
+    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(args))
+    return any(place is not None and len(place.device_set) > 1 for place in places)
 
 
-def _digest(files: dict[str, bytes]) -> str:
-    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+def _surroundings(device: jax.Device) -> tuple:
+    """What tracing and lowering read besides a function and its arguments."""
+    return (
+        _SOURCE,
+        sys.version,
+        *map(importlib.metadata.version, _LIBRARIES),
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(_VARIABLES)),
+        sorted((name, str(value)) for name, value in jax.config.values.items()),
+        dist.Distribution._validate_args,
+        (device.device_kind, device.client.platform_version, jax.device_count()),
+        # Asking registers oneDNN's calls with XLA, which a program that was read needs.
+        device.platform == "cpu" and onednn.dtypes(),
+    )
+
+
+def _digest(folder: pathlib.Path) -> str:
+    """A digest of all files of source code in a folder, and of their names."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cc"))
+    return hashlib.sha256(repr([(str(path.relative_to(folder)), path.read_bytes()) for path in files]).encode()).hexdigest()
+
+
+_SOURCE = _digest(pathlib.Path(__file__).parents[1])  # when it was imported: files may change under a process
