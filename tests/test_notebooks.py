@@ -7,6 +7,8 @@ import re
 import matplotlib
 import pytest
 
+import avb_jax
+
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 NAMES = ("quickstart", "which_posterior", "eight_schools", "celeba_tpu")
 TINY = {
@@ -55,7 +57,9 @@ def test_outputs_are_kept():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_it_runs(name, tmp_path, monkeypatch):
     matplotlib.use("Agg")
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "avb_jax").symlink_to(pathlib.Path(avb_jax.__file__).parent)  # as in a clone, where it lies next to notebooks/
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
     names = {}
     for cell in cells(name):
         if cell["cell_type"] != "code":
@@ -65,7 +69,7 @@ def test_it_runs(name, tmp_path, monkeypatch):
         if name == "celeba_tpu" and "config = " in text:
             names["config"].update_from_flattened_dict(TINY)
     if name == "celeba_tpu":
-        figures = {path.name for path in (tmp_path / "runs" / "celeba" / "figures").iterdir()}
+        figures = {path.name for path in (tmp_path / "notebooks" / "runs" / "celeba" / "figures").iterdir()}
         assert {"samples.png", "reconstructions.png", "interpolation.png", "neighbours.png"} <= figures
     if name == "quickstart":
-        assert (tmp_path / "codes.gif").exists()
+        assert (tmp_path / "notebooks" / "codes.gif").exists()
