@@ -100,7 +100,7 @@ def compile_blocks(
       batch_size: of the whole step, over all devices.
       num_seeds: how many runs train side by side (`jax.vmap`); None: one, without an axis of seeds.
       devices: all there are, by default.
-      programs: where those for one device are kept.
+      programs: where what was traced for one device is kept; nowhere by default.
 
     Raises:
       UserError: as `resolve`.
