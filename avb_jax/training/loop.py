@@ -244,7 +244,7 @@ def as_data(data: Any) -> Dataset | Batches:
 def initial_state(
     method: Method, data: Dataset | Batches, seed: int, num_seeds: int | None, programs: Programs | None = None
 ) -> State:
-    """The State before the first step, with a leading axis of seeds where there are several; its program is kept in `programs`."""
+    """The State before the first step, with a leading axis of seeds where there are several."""
     programs, init = programs or Programs(), _initial(method, data, num_seeds)
     return programs.keep("initial state", init, jax.devices()[:1], num_seeds, compiler_options=RUN_ONCE)(seed)
 
