@@ -149,6 +149,25 @@ FULLY_CONNECTED = {
     },
 }
 FULLY_CONNECTED["avb_iw"] = {**FULLY_CONNECTED["avb_ac"], "importance_weighted": True}
+# Two layers of 300 units and 32 latents, in which semi-implicit posteriors have been compared (Sobolev & Vetrov 2019).
+FULLY_CONNECTED_300 = {
+    **FULLY_CONNECTED,
+    "iaf": {**FULLY_CONNECTED["vae"], "posterior.kind": "iaf"},
+    **{name: {"method": name, "noise_dim": 32, "noise_draws": 1} for name in ("sivi", "uivi", "iwhvi")},
+}
+# Of the suites of both: columns, fields, estimators, and the evaluation's fields.
+IN_TEN_THOUSAND_STEPS = (
+    {
+        "log_likelihood_ais": "log p(x), AIS",
+        "log_likelihood_importance": "importance bound",
+        "elbo": "ELBO",
+        "kl": "KL(q(z\\|x), p(z))",
+        "active_units_moments": "active units",
+    },
+    {"steps": 10_000, "checkpoint_every": 2500},
+    ("moments", "ais"),
+    {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250},
+)
 # AVB by what T compares q with.
 BY_CONTRAST = {f"avb_{kind}": {"method": "avb", "contrast.kind": kind} for kind in ("prior", "full_covariance")}
 
@@ -235,16 +254,18 @@ SUITES = {
             for name, fields in FULLY_CONNECTED.items()
         },
         ("vae", "iwae", "avb_iw"),
+        *IN_TEN_THOUSAND_STEPS,
+    ),
+    "mnist_300": Suite(
+        "MNIST, fully connected 300-300, 32 latents, next to semi-implicit rivals; 2 to 25 minutes each",
+        mnist.main,
+        mnist_config.get_config,
         {
-            "log_likelihood_ais": "log p(x), AIS",
-            "log_likelihood_importance": "importance bound",
-            "elbo": "ELBO",
-            "kl": "KL(q(z\\|x), p(z))",
-            "active_units_moments": "active units",
+            name: Entry({**fields, "latent_dim": 32, "network.widths": (300, 300), "network.encoder_widths": ()}, "latent2")
+            for name, fields in FULLY_CONNECTED_300.items()
         },
-        {"steps": 10_000, "checkpoint_every": 2500},
-        ("moments", "ais"),
-        {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250},
+        ("vae", "iaf", "sivi", "iwhvi", "avb_ac", "iwae", "avb_iw"),
+        *IN_TEN_THOUSAND_STEPS,
     ),
     "faces": Suite(
         "photographs of faces, 64x64, CPU-sized networks; half an hour each",
