@@ -35,7 +35,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
-SMALL = 3  # dimensions up to which a smaller T follows q as well
+SMALL = 3  # dimensions up to which a smaller T, and a smaller Gaussian share, follow q and the density as well
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
 NEAR = 1.0  # nats per dimension that the ELBO of the Gaussian that q begins as may lack of the largest
@@ -89,7 +89,7 @@ def game(
     steps: int | None = 8000,
     noise_dim: int = 0,
     widths: Sequence[int] = (128, 128),
-    gaussian_share: float = 0.05,
+    gaussian_share: float | None = None,
     adversary_widths: Sequence[int] | None = None,
     adversary_steps: int = 2,
     sampler_rate: float | None = None,
@@ -107,6 +107,8 @@ def game(
     inflation = 1.0 + 2.0 / dim if inflation is None else inflation
     if adversary_widths is None:  # with a smaller T there is time for more steps; in ten dimensions it does not keep up
         adversary_widths = (128, 128) if dim <= SMALL else (256, 256)
+    if gaussian_share is None:  # ridges of few dimensions are thin; of more, T does not resolve a q as sharp as that
+        gaussian_share = 0.3 if method == "avb" and dim > SMALL else 0.05
     check_settings(
         noise_dim=at_least(noise_dim, 0),
         adversary_steps=at_least(adversary_steps, 1),
@@ -186,8 +188,9 @@ def fit(
       **settings: noise_dim, 0: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
         `dim` more, the Gaussian share's, a draw takes 2 dim + noise_dim. The fewer, the tighter the bounds;
         widths, (128, 128): of the sampler's network;
-        gaussian_share, 0.05: of q's variance in each dimension at the start, how much is independent Gaussian noise, against a
-        q that is sharper than T, or the bounds, resolve; no floor, since training may shrink it;
+        gaussian_share, 0.05, of AVB in more than three dimensions 0.3: of q's variance in each dimension at the start, how much
+        is independent Gaussian noise, against a q that is sharper than T, or the bounds, resolve; no floor, since training may
+        shrink it;
         adversary_widths, (256, 256), up to three dimensions (128, 128): of T's network;
         adversary_steps, 2: updates of T per step, which keep it near its optimum (section 3.2);
         sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to

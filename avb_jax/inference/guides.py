@@ -18,6 +18,7 @@ from avb_jax.training.callbacks import Callback
 from avb_jax.types import Array, PyTree, UserError
 
 QUANTILE_DRAWS = 20_000
+DRAWN_BY = ("method", "widths", "gaussian_share", "noise_dim")  # the settings that the sampler depends on
 
 
 class RunResult(NamedTuple):
@@ -78,7 +79,7 @@ class _AutoImplicit(AutoContinuous):
         """Draws {site: [*sample_shape, ...]}, deterministic sites included; after `run` without the model's arguments."""
         if self.prototype_trace is None:
             self._prepare(rng_key, args, kwargs)
-        played = {name: value for name, value in self._settings.items() if name in ("widths", "gaussian_share", "noise_dim")}
+        played = {name: value for name, value in self._settings.items() if name in DRAWN_BY}
         played = game(lambda z: jnp.sum(z), self.latent_dim, **played)
         noise = jax.random.normal(rng_key, (int(np.prod(sample_shape, dtype=int)), played.noise_dim))
         draws = self._constrain(played.draw(params[self._name], noise))

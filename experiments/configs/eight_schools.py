@@ -31,7 +31,7 @@ FIELDS = {
     "avb.widths": Field((128, 128), "widths of the sampler's network"),
     "avb.adversary_widths": Field((256, 256), "widths of T's network"),
     "avb.adversary_steps": Field(2, "updates of T per step"),
-    "avb.gaussian_share": Field(0.05, "share of q's variance at the start that is independent Gaussian noise"),
+    "avb.gaussian_share": Field(0.3, "share of q's variance at the start that is independent Gaussian noise"),
     "avb.sampler_rate": Field(2e-4, "Adam's learning rate for the sampler"),
     "avb.adversary_rate": Field(1e-3, "Adam's learning rate for T"),
     "avb.inflation": Field(1.0, "how many times as wide as q the Gaussian is that T compares q with"),

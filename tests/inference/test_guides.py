@@ -10,6 +10,7 @@ from scipy import stats
 
 from avb_jax import UserError, inference
 from avb_jax.inference import guides
+from avb_jax.inference.fitting import game
 
 KEY = jax.random.key(11)
 
@@ -82,6 +83,20 @@ def test_a_guide_that_has_seen_nothing_draws_with_the_models_arguments(conjugate
     fresh = inference.AutoSIVI(conjugate, **TINY)
     draws = [one.sample_posterior(KEY, params, jnp.asarray(Y), sample_shape=(3,))["rate"] for one in (guide, fresh)]
     np.testing.assert_array_equal(*draws)
+
+
+@pytest.mark.parametrize("guide", [inference.AutoAVB, inference.AutoSIVI])
+def test_a_guide_draws_by_the_sampler_that_was_fitted(guide):
+    """Whose Gaussian share follows from the method, where there are more than three dimensions."""
+
+    def model():
+        numpyro.sample("z", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+
+    guide = guide(model, widths=(8,))
+    played = game(lambda z: -jnp.sum(z**2), 4, method=guide._method, widths=(8,))
+    params = played.method.init(KEY, jnp.zeros((1, 0))).params.encoder
+    drawn = guide.sample_posterior(KEY, {guide._name: params}, sample_shape=(5,))["z"]
+    np.testing.assert_allclose(drawn, played.draw(params, jax.random.normal(KEY, (5, played.noise_dim))), rtol=1e-5)
 
 
 def test_svi_says_what_to_call(conjugate):
