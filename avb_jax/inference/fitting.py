@@ -35,7 +35,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
-SMALL = 3  # dimensions up to which a smaller T, and a smaller Gaussian share, follow q and the density as well
+SMALL = 3  # dimensions up to which a smaller T follows q as well, and a sharper q
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
 NEAR = 1.0  # nats per dimension that the ELBO of the Gaussian that q begins as may lack of the largest
@@ -107,7 +107,7 @@ def game(
     inflation = 1.0 + 2.0 / dim if inflation is None else inflation
     if adversary_widths is None:  # with a smaller T there is time for more steps; in ten dimensions it does not keep up
         adversary_widths = (128, 128) if dim <= SMALL else (256, 256)
-    if gaussian_share is None:  # ridges of few dimensions are thin; of more, T does not resolve a q as sharp as that
+    if gaussian_share is None:  # ridges in few dimensions are thin; in more, T does not resolve a q as sharp as these need
         gaussian_share = 0.3 if method == "avb" and dim > SMALL else 0.05
     check_settings(
         noise_dim=at_least(noise_dim, 0),
