@@ -2,8 +2,11 @@
 
 Images [B, H, W, C], kernels [k, k, C, F] and outputs [B, H', W', F] are joined by three bilinear maps, each the transpose of
 another in one of its arguments; one primitive stands for all three, so that derivatives of any order in either mode are of the
-same kind. The handler, `onednn.cc`, is compiled once by the machine's C++ compiler (CXX, or the first of c++, g++ and clang++)
-and kept in ~/.cache/avb_jax/onednn (XDG_CACHE_HOME).
+same kind. The handler, `onednn.cc`, is compiled once by the machine's C++ compiler (CXX, or the first of c++, g++ and clang++) and
+kept in ~/.cache/avb_jax/onednn (XDG_CACHE_HOME).
+
+OneDNN never sees a stride with a 1 x 1 kernel: where the channels are few, its gradient of such a kernel writes past the
+memory that it asked for (uxlfoundation/oneDNN issue 6035, open in November 2026). Pixels are left out, or put in, around it.
 """
 
 import ctypes
@@ -31,18 +34,26 @@ from avb_jax.types import Array
 PACKAGE, LIBRARY = "onednn-cpu-gomp", "libdnnl.so.3"
 FORWARD, BACKWARD_DATA, BACKWARD_WEIGHTS = range(3)
 TARGET = "avb_onednn_convolve"  # of XLA's custom calls
+NO_PADS = [(0, 0)] * 2
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _convolve_p = Primitive(TARGET)
 
 
 def forward(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) -> Array:
     """The convolution [B, H', W', F] of x [B, H, W, C], padded by `pads` (low, high), and kernel [k, k, C, F]."""
+    if kernel.shape[:2] == (1, 1) and stride > 1:
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])[:, ::stride, ::stride]
+        stride, pads = 1, NO_PADS
     sizes = [(n + sum(pad) - k) // stride + 1 for n, k, pad in zip(x.shape[1:3], kernel.shape[:2], pads, strict=True)]
     return _bind(x, kernel, FORWARD, stride, pads, (len(x), *sizes, kernel.shape[3]), x.dtype)
 
 
 def transposed(y: Array, kernel: Array, stride: int, pads: list[tuple[int, int]], size: tuple[int, int]) -> Array:
     """The transpose of `forward` in x: images [B, *size, C] of y [B, H', W', F], kernel [k, k, C, F]."""
+    if kernel.shape[:2] == (1, 1) and stride > 1:
+        x = transposed(y, kernel, 1, NO_PADS, y.shape[1:3])
+        ends = [(-low, n - stride * (m - 1) - 1 + low) for n, m, (low, _) in zip(size, y.shape[1:3], pads, strict=True)]
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*end, stride - 1) for end in ends), (0, 0, 0)])
     return _bind(y, kernel, BACKWARD_DATA, stride, pads, (len(y), *size, kernel.shape[2]), y.dtype)
 
 

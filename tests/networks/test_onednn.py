@@ -42,6 +42,14 @@ def test_derivatives_of_any_order_and_many_of_anything(installed, layer):
     chex.assert_trees_all_close(jax.jit(lambda: everything("onednn"))(), expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("layer", [conv, conv_transpose])
+def test_a_kernel_of_one_pixel_has_no_stride(installed, layer):
+    """Where oneDNN's gradient of the kernel would end the process, or not, by what lies behind its memory."""
+    loss = lambda x, w: jnp.sum(layer(x, w, 2, "onednn") ** 2)  # noqa: E731
+    written = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(X, KERNEL[:1, :1]))
+    assert written.count(onednn.TARGET) == written.count("stride=1") == 3
+
+
 @LAYERS
 def test_bfloat16_to_its_precision(installed, layer):
     if jnp.bfloat16 not in onednn.dtypes():
