@@ -2,8 +2,8 @@
 
 Images [B, H, W, C], kernels [k, k, C, F] and outputs [B, H', W', F] are joined by three bilinear maps, each the transpose of
 another in one of its arguments; one primitive stands for all three, so that derivatives of any order in either mode are of the
-same kind. The handler, `onednn.cc`, is compiled once by the machine's C++ compiler (CXX, or the first of c++, g++ and clang++) and
-kept in ~/.cache/avb_jax/onednn (XDG_CACHE_HOME).
+same kind. The handler, `onednn.cc`, is compiled once by the machine's C++ compiler (CXX, or the first of c++, g++ and clang++)
+and kept in ~/.cache/avb_jax/onednn (XDG_CACHE_HOME).
 
 OneDNN never sees a stride with a 1 x 1 kernel: where the channels are few, its gradient of such a kernel writes past the
 memory that it asked for (uxlfoundation/oneDNN issue 6035, open in November 2026). Pixels are left out, or put in, around it.

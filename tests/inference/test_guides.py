@@ -121,10 +121,10 @@ def test_sites_for_arviz_and_in_a_file(conjugate, tmp_path):
 @pytest.mark.slow
 def test_numpyro_models_come_back_in_their_own_space(conjugate):
     """The posterior's moments, and the evidence, of y ~ N(0, 4 I + 4 1 1')."""
-    fit = inference.fit_numpyro(
-        conjugate, jnp.asarray(Y), model_kwargs={"scale": 2.0}, steps=1500, sampler_rate=2e-3, quiet=True
-    )
-    assert abs(fit.bound - stats.multivariate_normal.logpdf(Y, cov=4 * np.eye(3) + 4)) < 0.02
+    fit = inference.fit_numpyro(conjugate, jnp.asarray(Y), model_kwargs={"scale": 2.0}, steps=1500, quiet=True)
+    evidence = stats.multivariate_normal.logpdf(Y, cov=4 * np.eye(3) + 4)
+    assert abs(fit.log_evidence - evidence) < 0.02
+    assert -0.05 < fit.bound - evidence < 0.02  # of which the bound itself lacks 0.03 of q's ELBO
     draws = fit.sample(KEY, 20_000)
     assert set(draws) == {"mean", "rate", "double"}
     assert draws["mean"].shape == (20_000,)
