@@ -34,6 +34,7 @@ SHORTENED = (1.0, 0.5, 0.25, 0.06, 0.0)  # its steps, of which the best is taken
 ROUNDED = 10.0  # of z's rounding errors: the least standard deviation of z given u at which log q(z) is a number
 TAIL = 0.7  # Pareto k above which a mean of weights is not to be believed (Vehtari et al. 2024)
 APART = 0.1  # nats between q's bounds, and between T and them, that are worth a word
+COVERED = 0.1  # effective share from which the weights alone show that q covers p, however far its bounds lie apart
 
 
 class Weighed(NamedTuple):
@@ -81,10 +82,8 @@ class Diagnostics(NamedTuple):
                 f"at {self.outside or 1.0:.2g} of q's draws the density is not finite, or q narrower than float32 resolves: "
                 "lower sampler_rate, or give start"
             ]
-        if width > APART:
-            found.append(
-                f"the bounds on q's own ELBO lie {width:.2g} nats apart: q is sharper than they resolve; raise gaussian_share"
-            )
+        if width > APART and not self._covered:
+            found.append(f"the {self._apart}")
         if not self.pareto_k <= TAIL:
             found.append(
                 f"Pareto k is {self.pareto_k:.2f}, over {TAIL}: q's tails are too light somewhere, and neither "
@@ -95,6 +94,18 @@ class Diagnostics(NamedTuple):
             if excess > max(APART, 3.0 * error):
                 found.append(f"T puts the ELBO {excess:.2g} nats above what q's can be, behind the sampler: lower sampler_rate")
         return found
+
+    @property
+    def _apart(self) -> str:
+        return (
+            f"bounds on q's own ELBO lie {self.elbo_upper - self.elbo_lower:.2g} nats apart: q is sharper than they resolve; "
+            "raise gaussian_share"
+        )
+
+    @property
+    def _covered(self) -> bool:
+        """Whether the weights are bounded enough, and even enough, to show that q is wherever p is."""
+        return self.pareto_k <= TAIL and self.effective_share >= COVERED
 
     def __str__(self) -> str:
         if self.elbo_lower is None:
@@ -113,6 +124,8 @@ class Diagnostics(NamedTuple):
             )
         if self.elbo_under_t is not None:
             lines.append(f"T says an ELBO of {self.elbo_under_t:.3f} and a loss of {self.adversary_loss:.3f}.")
+        if self._covered and furthest - nearest > APART:  # Renyi's divergence of order 2, which is above KL's
+            lines.append(f"By the weights KL(p, q) is at most {-math.log(self.effective_share):.2g} nats. The {self._apart}.")
         lines += [f"Do not believe it: {doubt}." for doubt in self.doubts] or [
             "Nothing speaks against it. (A mode that q has nowhere would not show: compare seeds.)"
         ]

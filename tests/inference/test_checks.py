@@ -130,7 +130,8 @@ SOUND = Diagnostics(-1.0, -0.98, 0.01, -0.95, 0.01, 0.8, 0.2, -0.97, 0.01, 1.2, 
     ("changes", "words"),
     [
         ({}, "Nothing speaks against it"),
-        ({"elbo_upper": -0.5}, "0.5 nats apart: q is sharper"),
+        ({"elbo_upper": -0.5, "effective_share": 0.09}, "Do not believe it: the bounds on q's own ELBO lie 0.5 nats apart"),
+        ({"elbo_upper": -0.5, "pareto_k": 0.9}, "Do not believe it: the bounds on q's own ELBO lie 0.5 nats apart"),
         ({"pareto_k": 0.9}, "Pareto k is 0.90, over 0.7"),
         ({"pareto_k": float("nan")}, "Pareto k is nan"),
         ({"elbo_under_t": -0.5}, "T puts the ELBO 0.48 nats above"),
@@ -142,6 +143,16 @@ def test_what_is_said(changes, words):
     found = SOUND._replace(**changes)
     assert words in str(found)
     assert bool(found.doubts) == bool(changes)
+
+
+def test_even_weights_vouch_for_a_q_sharper_than_its_bounds_resolve():
+    """KL(p, q) <= log E_q[(p / q)^2], whose estimate is the log of draws over their effective number."""
+    found = SOUND._replace(elbo_lower=-1.8, elbo_upper=-0.9, effective_share=0.5)
+    assert not found.doubts
+    said = str(found)
+    assert "KL(q, p) is 0 to 0.85 nats" in said
+    assert "By the weights KL(p, q) is at most 0.69 nats. The bounds on q's own ELBO lie 0.9 nats apart" in said
+    assert "Nothing speaks against it" in said
 
 
 def test_a_point_that_is_not_finite_is_named():
