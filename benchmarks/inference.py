@@ -36,7 +36,7 @@ def ours():
         lambda z: -info.potential_fn(unravel(z)),
         flat.size,
         networks.Sampler(flat.size),
-        inference.LogDensityNetwork((256, 256)),
+        networks.LatentAdversary(),
         optimizers=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-4)),
         noise_dim=2 * flat.size + 16,
         adversary_steps=2,

@@ -155,19 +155,19 @@ FULLY_CONNECTED_300 = {
     "iaf": {**FULLY_CONNECTED["vae"], "posterior.kind": "iaf"},
     **{name: {"method": name, "noise_dim": 32, "noise_draws": 1} for name in ("sivi", "uivi", "iwhvi")},
 }
-# Of the suites of both: columns, fields, estimators, and the evaluation's fields.
-IN_TEN_THOUSAND_STEPS = (
-    {
+# Of the suites of both.
+IN_TEN_THOUSAND_STEPS = {
+    "columns": {
         "log_likelihood_ais": "log p(x), AIS",
         "log_likelihood_importance": "importance bound",
         "elbo": "ELBO",
         "kl": "KL(q(z\\|x), p(z))",
         "active_units_moments": "active units",
     },
-    {"steps": 10_000, "checkpoint_every": 2500},
-    ("moments", "ais"),
-    {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250},
-)
+    "fields": {"steps": 10_000, "checkpoint_every": 2500},
+    "estimators": ("moments", "ais"),
+    "evaluation": {"ais.images": 200, "ais.chains": 8, "ais.temperatures": 250},
+}
 # AVB by what T compares q with.
 BY_CONTRAST = {f"avb_{kind}": {"method": "avb", "contrast.kind": kind} for kind in ("prior", "full_covariance")}
 
@@ -254,7 +254,7 @@ SUITES = {
             for name, fields in FULLY_CONNECTED.items()
         },
         ("vae", "iwae", "avb_iw"),
-        *IN_TEN_THOUSAND_STEPS,
+        **IN_TEN_THOUSAND_STEPS,
     ),
     "mnist_300": Suite(
         "MNIST, fully connected 300-300, 32 latents, next to semi-implicit rivals; 2 to 25 minutes each",
@@ -265,7 +265,7 @@ SUITES = {
             for name, fields in FULLY_CONNECTED_300.items()
         },
         ("vae", "iaf", "sivi", "iwhvi", "avb_ac", "iwae", "avb_iw"),
-        *IN_TEN_THOUSAND_STEPS,
+        **IN_TEN_THOUSAND_STEPS,
     ),
     "faces": Suite(
         "photographs of faces, 64x64, CPU-sized networks; half an hour each",

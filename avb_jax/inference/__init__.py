@@ -6,7 +6,7 @@ blackjax's algorithms, and `density_method` and `semi_implicit_method` are the m
 
 from avb_jax.inference.algorithm import as_vi_algorithm
 from avb_jax.inference.checks import Diagnostics
-from avb_jax.inference.density import Density, LogDensityNetwork, density_method, semi_implicit_method
+from avb_jax.inference.density import Density, density_method, semi_implicit_method
 from avb_jax.inference.fitted import Fit, load
 from avb_jax.inference.fitting import EMA_DECAY, fit
 from avb_jax.inference.guides import AutoAVB, AutoSIVI, fit_numpyro
@@ -18,7 +18,6 @@ __all__ = [
     "Density",
     "Diagnostics",
     "Fit",
-    "LogDensityNetwork",
     "as_vi_algorithm",
     "density_method",
     "fit",

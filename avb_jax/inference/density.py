@@ -8,17 +8,16 @@ log p~(z): p~ is in the place of the prior, and an example x has no numbers, so 
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from numpyro import distributions as dist
 
 from avb_jax import contrast as contrasts
-from avb_jax import networks, players
+from avb_jax import players
 from avb_jax.method import Method, identity
 from avb_jax.methods import avb, generator, one_backward
 from avb_jax.methods.bound import check_semi_implicit
@@ -75,18 +74,6 @@ def _guarded(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
     guarded.defvjp(forward, backward)
     return guarded
-
-
-class LogDensityNetwork(nn.Module):
-    """log q(z), up to a constant, of z as r standardises it; maps x [B, 0] and z [B, Z] to [B], and starts at 0."""
-
-    widths: Sequence[int]
-
-    pointwise = True
-
-    @nn.compact
-    def __call__(self, x: Array, z: Array) -> Array:
-        return networks.LatentAdversary(self.widths, name="log_q")(x, z)
 
 
 class Info(NamedTuple):

@@ -19,7 +19,7 @@ from avb_jax.contrast import GaussianContrast
 from avb_jax.data.dataset import Dataset
 from avb_jax.distributions import standard_normal
 from avb_jax.inference.checks import APART, CLOSER, DRAWS, INNER, Diagnostics, Weigher, check_finite, summarise
-from avb_jax.inference.density import ADAPTIVE, LogDensityNetwork, density_method, semi_implicit_method
+from avb_jax.inference.density import ADAPTIVE, density_method, semi_implicit_method
 from avb_jax.inference.fitted import Fit
 from avb_jax.inference.watch import CAME_BY, Watch
 from avb_jax.method import Method
@@ -130,7 +130,7 @@ def game(
         adversary, options = None, {"optimizers": adam(sampler_rate, 1), "noise_dim": size, "unbiased": method == "uivi"}
         made = semi_implicit_method(log_density, dim, sampler, **options)
     else:
-        adversary = LogDensityNetwork(tuple(adversary_widths))
+        adversary = networks.LatentAdversary(tuple(adversary_widths))
         made = density_method(
             log_density,
             dim,

@@ -10,7 +10,7 @@ from scipy import stats
 
 from avb_jax import Players, Posterior, UserError, inference, networks
 from avb_jax.contrast import GaussianContrast, PriorContrast
-from avb_jax.inference.density import LEAST, STEEPEST, Density, LogDensityNetwork
+from avb_jax.inference.density import LEAST, STEEPEST, Density
 from tests.inference.densities import gaussian
 
 KEY = jax.random.key(11)
@@ -57,7 +57,7 @@ def test_where_there_is_no_density_nothing_moves():
 
 @pytest.mark.parametrize("contrast", [GaussianContrast(prior_share=0.1), PriorContrast()])
 def test_a_contrast_that_draws_from_the_density_is_refused(contrast):
-    sampler, adversary = networks.Sampler(2, (4,)), LogDensityNetwork((4,))
+    sampler, adversary = networks.Sampler(2, (4,)), networks.LatentAdversary((4,))
     with pytest.raises(UserError, match=r"contrast=.*: must be a GaussianContrast without a prior_share"):
         inference.density_method(
             lambda z: -jnp.sum(z**2), 2, sampler, adversary, optimizers=optax.sgd(1.0), noise_dim=4, contrast=contrast
