@@ -97,7 +97,7 @@ def test_two_processes_stop_and_continue_together(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_noticed_by_the_others(tmp_path):
-    """Within a minute, with a line; what they have saved continues, on one process too."""
+    """Within a minute, with a line, or JAX's own where it notices first; what is saved continues, on one process too."""
     fields = ["steps=100000", "log_every=10", "checkpoint_every=20"]
     running = start(tmp_path, 2, 2, *fields)
     until(lambda: len(lines(tmp_path)) > 8)
@@ -106,7 +106,8 @@ def test_a_process_that_dies_is_noticed_by_the_others(tmp_path):
     (status, _, errors), _ = finish(running, 60)
     assert status not in (0, None)
     assert time.monotonic() - killed < 60
-    assert "error: another process is gone; start all of them again" in errors, errors
+    lines_of_an_end = "error: another process is gone; start all of them again", "stopped sending heartbeats"
+    assert any(line in errors for line in lines_of_an_end), errors
     before = len(lines(tmp_path))
     (alone,) = start(tmp_path, 1, 4, *fields)
     until(lambda: len(lines(tmp_path)) > before + 2)
