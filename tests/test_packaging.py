@@ -114,9 +114,11 @@ def test_wheel_and_sdist_run_in_an_empty_environment(tmp_path):
     (tmp_path / "example.py").write_text(example + "\nprint(images.shape, avb_jax.__version__)\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for package, options in ((wheel, ()), (sdist, ("--force-reinstall", "--no-deps"))):
-        subprocess.run([python, "-m", "pip", "install", "-q", *options, package], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *options, package], check=True, env=environment)
         done = subprocess.run([python, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.stdout.endswith(f"(16, 16) {avb_jax.__version__}\n"), done.stderr
-    found = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True).stdout
+    found = subprocess.run(
+        [python, "-m", "pip", "list", "--format=json"], check=True, env=environment, capture_output=True, text=True
+    ).stdout
     there = {package["name"].lower() for package in json.loads(found)}
     assert not there & {"scikit-learn", "tensorboardx", "array-record", "tensorflow", "torch"}
