@@ -155,7 +155,7 @@ FULLY_CONNECTED_300 = {
     "iaf": {**FULLY_CONNECTED["vae"], "posterior.kind": "iaf"},
     **{name: {"method": name, "noise_dim": 32, "noise_draws": 1} for name in ("sivi", "uivi", "iwhvi")},
 }
-# Of the suites of both.
+# Of both suites of fully connected networks.
 IN_TEN_THOUSAND_STEPS = {
     "columns": {
         "log_likelihood_ais": "log p(x), AIS",

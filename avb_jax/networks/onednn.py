@@ -5,7 +5,7 @@ another in one of its arguments; one primitive stands for all three, so that der
 same kind. The handler, `onednn.cc`, is compiled once by the machine's C++ compiler (CXX, or the first of c++, g++ and clang++)
 and kept in ~/.cache/avb_jax/onednn (XDG_CACHE_HOME).
 
-OneDNN never sees a stride with a 1 x 1 kernel: where the channels are few, its gradient of such a kernel writes past the
+A stride with a 1 x 1 kernel never reaches oneDNN: where the channels are few, its gradient of such a kernel writes past the
 memory that it asked for (uxlfoundation/oneDNN issue 6035, open in November 2026). Pixels are left out, or put in, around it.
 """
 
