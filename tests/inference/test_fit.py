@@ -128,6 +128,19 @@ def test_the_gaussian_share_where_nothing_is_said(method, dim, share):
     assert fitting.game(lambda z: -jnp.sum(z**2), dim, method=method).gaussian_share == share
 
 
+@pytest.mark.parametrize(("dim", "steps"), [(3, 8000), (4, 4000)])
+def test_the_steps_where_nothing_is_said(monkeypatch, dim, steps):
+    class Asked(Exception):
+        pass
+
+    def train(*_, steps, **options):
+        raise Asked(steps)
+
+    monkeypatch.setattr(fitting, "train", train)
+    with pytest.raises(Asked, match=f"^{steps}$"):
+        inference.fit(lambda z: -jnp.sum(z**2), dim, widths=(8,), gaussian_share=0.0, quiet=True)
+
+
 def test_how_a_fit_trains(untrained):
     """The sampler, and optimisers that fall to 0 along a cosine over all updates of each player, with clipped gradients."""
     called = untrained[1]
