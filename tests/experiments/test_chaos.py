@@ -30,11 +30,11 @@ FACES += [
     "parallel=jit",
     "batch_size=8",
 ]
-LONG = ["steps=4000", "log_every=20", "checkpoint_every=100"]
+LONG = ["steps=8000", "log_every=20", "checkpoint_every=100"]
 TRAININGS = {
     "synthetic": ("synthetic", [*SYNTHETIC, *LONG, "method=avb,vae", "steps=20000", "checkpoint_every=200"]),
     "digits": ("mnist", [*MNIST, *LONG, "data.name=digits", "method=avb"]),
-    "faces": ("celeba", [*FACES, *LONG, "method=avb", "steps=1000"]),
+    "faces": ("celeba", [*FACES, *LONG, "method=avb", "steps=2000"]),
 }
 
 
