@@ -36,7 +36,7 @@ from avb_jax.types import Array, Diverged, Players, Posterior, PyTree, State, Us
 # The sampler's rate, by method and dimensions; with a T it has to be slow, the more so the more there is to learn about q.
 RATES = {"avb": lambda dim: max(2e-4, 1e-3 / dim), "sivi": lambda dim: 2e-3, "uivi": lambda dim: 2e-3}
 SMALL = 3  # dimensions up to which a smaller T follows q as well, and a sharper q
-STEPS, STEPS_OF_MORE = 8000, 4000  # up to so many dimensions, and beyond: about a minute on two cores
+STEPS, STEPS_OF_MORE = 8000, 4000  # up to so many dimensions, and beyond: a minute or two on two cores
 EMA_DECAY = 0.999  # of the averages that `Fit` evaluates
 NEAREST_RATE, NEAREST_STEPS, NEAREST_DRAWS = 0.05, 300, 128  # Adam's, for the Gaussian that q begins as
 NEAR = 1.0  # nats per dimension that the ELBO of the Gaussian that q begins as may lack of the largest
@@ -173,8 +173,8 @@ def fit(
       log_density: z [dim] -> log p~(z) [], up to a constant, differentiable, over all of R^dim.
       dim: of z.
       method: 'avb'; or without T 'sivi' (Yin & Zhou 2018) or 'uivi' (Titsias & Ruiz 2019).
-      steps: of training at most, 8,000 up to three dimensions, else 4,000 by default, which is about a minute on two cores; all
-        rates fall to 0 along a cosine.
+      steps: of training at most, 8,000 up to three dimensions, else 4,000 by default, which is a minute or two on two cores;
+        all rates fall to 0 along a cosine.
       batch_size: draws of z per step.
       seed: of everything random.
       num_seeds: how many are trained side by side; the fit is that of the largest log evidence, with all in `runs`.

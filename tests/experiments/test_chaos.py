@@ -30,12 +30,20 @@ FACES += [
     "parallel=jit",
     "batch_size=8",
 ]
-LONG = ["steps=8000", "log_every=20", "checkpoint_every=100"]
+LONG = ["steps=4000", "log_every=20", "checkpoint_every=100"]
 TRAININGS = {
     "synthetic": ("synthetic", [*SYNTHETIC, *LONG, "method=avb,vae", "steps=20000", "checkpoint_every=200"]),
     "digits": ("mnist", [*MNIST, *LONG, "data.name=digits", "method=avb"]),
-    "faces": ("celeba", [*FACES, *LONG, "method=avb", "steps=2000"]),
+    "faces": ("celeba", [*FACES, *LONG, "method=avb", "steps=1000"]),
 }
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGINT, as in a terminal: what a shell starts in the background ignores it, and so would what is started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def start(line):
@@ -63,10 +71,13 @@ def killed(line, kills, within, seed=0):
 
 
 def left(folder):
-    """What a run has left that has to be the same: digests of every array, lines, results."""
-    states = {
-        path.relative_to(folder).as_posix(): json.loads(path.read_text())["arrays"] for path in folder.rglob("about.json")
-    }
+    """What a run has left that has to be the same: digests of every array, lines, results.
+
+    Of the checkpoints the newest: the one before may be of a step at which the run was stopped.
+    """
+    kept = [max(steps.iterdir(), key=lambda path: int(path.name)) for steps in (folder / "checkpoints").iterdir()]
+    kept += folder.glob("best/*/*")
+    states = {path.relative_to(folder).as_posix(): json.loads((path / "about.json").read_text())["arrays"] for path in kept}
     looked = "held_out" in (folder / "metrics.jsonl").read_text()
     assert any(name.startswith("best/") for name in states) == looked
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
