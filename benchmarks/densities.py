@@ -9,8 +9,10 @@ integral where the method estimates it. What equal distributions give is in the 
 interrupted goes on, and more seeds or methods are added. With `--steps` our own take so many, on any machine.
 
 `german_credit` reads UCI's file german.data-numeric (`--german_credit=FILE`; Hofmann 1994, CC BY 4.0): the posterior is the
-inference gym's, whose means and standard deviations NUTS gives again. The first three densities are those of Yin & Zhou
-(2018) and of Lim & Johansen (2024).
+inference gym's, whose means and standard deviations NUTS gives again. `wide_banana`, `x_shaped` and `two_gaussians` are those
+of Yin & Zhou (2018); `wide_banana`, `x_shaped` and `four_gaussians` those of Lim & Johansen (2024), whose code takes the sliced
+distance as it is taken here: order 2, 100 directions, 10,000 draws (github.com/jenninglim/pvi, scripts/sec_5.2/run.py and
+src/problems/toy.py at 1ea81b7).
 """
 
 import dataclasses
@@ -78,16 +80,26 @@ def log_banana(z):
     )
 
 
-def mixture(means, covariances):
-    """A target of two equal parts."""
-    means, covariances = jnp.asarray(means), jnp.asarray(covariances)
+def wide_banana() -> Target:
+    """z_1 ~ N(0, 2^2) and z_2 - z_1^2 / 4 ~ N(0, 1), independent."""
+
+    def draw(key, count):
+        v = jax.random.normal(key, (count, 2))
+        return jnp.stack([2 * v[:, 0], v[:, 0] ** 2 + v[:, 1]], axis=1)
+
+    return Target(2, lambda z: norm.logpdf(z[0], scale=2.0) + norm.logpdf(z[1] - z[0] ** 2 / 4), draw, 0.0)
+
+
+def mixture(means, covariances, weights=(0.5, 0.5)):
+    """A target of Gaussian parts in two dimensions."""
+    means, covariances, weights = jnp.asarray(means), jnp.asarray(covariances), jnp.asarray(weights)
 
     def log_density(z):
-        return jax.nn.logsumexp(jax.vmap(lambda m, c: multivariate_normal.logpdf(z, m, c))(means, covariances)) - math.log(2)
+        return jax.nn.logsumexp(jax.vmap(lambda m, c: multivariate_normal.logpdf(z, m, c))(means, covariances), b=weights)
 
     def draw(key, count):
         which_key, z_key = jax.random.split(key)
-        which = jax.random.bernoulli(which_key, 0.5, (count,)).astype(int)
+        which = jax.random.choice(which_key, len(means), (count,), p=weights)
         factors = jnp.linalg.cholesky(covariances)
         return means[which] + jnp.einsum("nij,nj->ni", factors[which], jax.random.normal(z_key, (count, 2)))
 
@@ -211,7 +223,11 @@ def simulated_returns(days: int = 40) -> np.ndarray:
 EYE = np.eye(2)
 TARGETS = {
     "banana": lambda: Target(2, log_banana, banana, 0.0),
-    "multimodal": lambda: mixture([[-2.0, 0.0], [2.0, 0.0]], [EYE, EYE]),
+    "wide_banana": wide_banana,
+    "two_gaussians": lambda: mixture([[-2.0, 0.0], [2.0, 0.0]], [EYE, EYE]),
+    "four_gaussians": lambda: mixture(
+        [[2.0, 2.0], [-2.0, -2.0], [2.0, -2.0], [-2.0, 2.0]], [EYE] * 4, [1 / 8, 1 / 8, 1 / 2, 1 / 4]
+    ),
     "x_shaped": lambda: mixture(np.zeros((2, 2)), [[[2.0, 1.8], [1.8, 2.0]], [[2.0, -1.8], [-1.8, 2.0]]]),
     "torus": torus,
     "rosenbrock": rosenbrock,
