@@ -67,7 +67,8 @@ def test_importing_warns_at_the_importing_line_and_starts_no_backend():
         "import avb_jax, jax\n"
         "jax.config.update('jax_num_cpu_devices', 3)  # refused once a backend has started\n"
         "import experiments.mnist, experiments.synthetic, sys\n"
-        "print(jax.device_count(), {'matplotlib', 'orbax', 'scipy.ndimage'} & set(sys.modules))  # needed later, if at all"
+        "later = {'matplotlib', 'orbax', 'scipy.ndimage', 'scipy.spatial', 'tensorboardX'}\n"
+        "print(jax.device_count(), later & set(sys.modules))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -4,8 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+import scipy
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, Normal
-from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from avb_jax.evaluation import optimality
@@ -37,8 +37,8 @@ def kl_divergence(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
         raise UserError(
             f"k={k}: needs a whole number, more than k samples from q (got {len(a)}) and at least k from p (got {len(b)})"
         )
-    rho = cKDTree(a).query(a, k=[k + 1], workers=-1)[0][:, 0]
-    nearest, nu = cKDTree(b).query(a, k=[1, k], workers=-1)[0].T
+    rho = scipy.spatial.cKDTree(a).query(a, k=[k + 1], workers=-1)[0][:, 0]
+    nearest, nu = scipy.spatial.cKDTree(b).query(a, k=[1, k], workers=-1)[0].T
     if not rho.all():
         raise Diverged(f"a: some sample occurs more than {k} times, so that q has no density; raise k or check the encoder")
     for name, x in (("a", a), ("b", b)):

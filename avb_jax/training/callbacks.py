@@ -148,44 +148,47 @@ class TensorBoard(Callback):
     With `histograms`, at each checkpoint also those of every param of the first seed.
     """
 
-    _board = None
-
     def __init__(self, histograms: bool = False):
-        self._histograms = histograms
+        self._histograms, self._board = histograms, None
 
     def start(self, run: Run) -> None:
         super().start(run)
-        if run.workdir is None or run.start >= run.steps:
-            return
-        try:
-            import tensorboardX
-        except ImportError:
-            raise UserError("TensorBoard: needs tensorboardX; pip install 'avb_jax[tensorboard]'") from None
-        folder = str(run.workdir / "tensorboard" / run.name)
-        self._board = tensorboardX.SummaryWriter(folder, purge_step=run.start + 1 if run.start else None)
+        self._board = None
+        self._writes = run.workdir is not None and run.start < run.steps
+        if self._writes and importlib.util.find_spec("tensorboardX") is None:
+            raise UserError("TensorBoard: needs tensorboardX; pip install 'avb_jax[tensorboard]'")
 
     def report(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
-        if self._board is not None:
+        if self._writes:
             for name, values in numbers.items():
-                self._board.add_scalar(name, float(values.mean()), step)
+                self._open().add_scalar(name, float(values.mean()), step)
 
     def record(self, step: int, numbers: dict[str, np.ndarray]) -> None:
         self.report(step, numbers, None)
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
-        if self._board is not None:
-            self._board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        if self._writes:
+            self._open().add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def checkpoint(self, step: int, state: State) -> None:
-        if self._board is None or not self._histograms:
+        if not self._writes or not self._histograms:
             return
         for at, leaf in jax.tree_util.tree_leaves_with_path(self.run.per_seed(state)[0].params):
             name = "/".join(str(getattr(key, "name", getattr(key, "key", key))) for key in at)
-            self._board.add_histogram(name, np.asarray(leaf), step)
+            self._open().add_histogram(name, np.asarray(leaf), step)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+    def _open(self) -> Any:
+        """The writer, made when there is something to write: its import takes seconds where PyTorch is installed."""
+        if self._board is None:
+            import tensorboardX
+
+            folder = str(self.run.workdir / "tensorboard" / self.run.name)
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=self.run.start + 1 if self.run.start else None)
+        return self._board
 
 
 class WeightsAndBiases(Callback):

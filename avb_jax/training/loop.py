@@ -62,13 +62,6 @@ def train(
     name, workdir = name or method.name, None if workdir is None else pathlib.Path(workdir)
     of_data = (data.x_shape, data.binarize, data.flip) if isinstance(data, Dataset) else data.shape
     programs = (programs or Programs()).also(method.name, type(data).__name__, of_data)
-    keys = step_keys(seed, num_seeds, 0 if workdir is None else rollbacks(workdir, name))
-    if state is None:
-        state = initial_state(method, data, seed, num_seeds, programs)
-    else:
-        state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
-        checks.check_state(state, jax.eval_shape(_initial(method, data, num_seeds), 0), num_seeds)
-    checks.check_values(method, data, state, seed, num_seeds, programs)
     stored = data.train if isinstance(data, Dataset) else None
     compiled = blocks.compile_blocks(
         method,
@@ -80,6 +73,13 @@ def train(
         devices=devices,
         programs=programs,
     )
+    keys = step_keys(seed, num_seeds, 0 if workdir is None else rollbacks(workdir, name))
+    if state is None:
+        state = initial_state(method, data, seed, num_seeds, programs)
+    else:
+        state = jax.tree.map(jnp.asarray, state)  # it may be a NumPy tree
+        checks.check_state(state, jax.eval_shape(_initial(method, data, num_seeds), 0), num_seeds)
+    checks.check_values(method, data, state, seed, num_seeds, programs)
 
     with contextlib.ExitStack() as stack:
         folder = positions = None

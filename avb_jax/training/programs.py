@@ -16,7 +16,8 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,23 +30,30 @@ from avb_jax.training import memory
 KEPT = 200  # programs in a folder, some 0.2 MB each; beyond that, those unused for longest are deleted
 _SUFFIX = ".traced"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpyro", "blackjax", "chex", "numpy")
+_THREADS = ThreadPoolExecutor(2, "programs")  # that load them
 _VARIABLES = ("FLAX_", "LIBTPU_", "NUMPYRO_", "XLA_")  # of the environment, by how their names begin
 
 
 class Kept:
-    """A jitted function whose programs are kept; made by `Programs.keep`."""
+    """A jitted function whose programs are kept; made by `Programs.keep`.
+
+    The program that was used last begins to load at once, in a thread, since most starts are the last one again.
+    """
 
     def __init__(self, function: Callable, options: dict, folder: pathlib.Path | None, digest: str):
         self._jitted, self._options, self._folder, self._digest = jax.jit(function, **options), options, folder, digest
-        self._functions: dict[Any, Callable] = {}  # jitted, by the structure and shapes of their arguments
-        self._needed: dict[Any, int] = {}
+        self._functions: dict[str, Callable] = {}  # by the structure and shapes of their arguments
+        self._needed: dict[str, int] = {}
+        files = sorted(folder.glob(f"{digest}-*{_SUFFIX}"), key=_used) if folder else []
+        self._last = files[-1] if files else None
+        self._loading = _THREADS.submit(_load, self._last, options) if files else None
 
     def __call__(self, *args: Any) -> Any:
         if self._folder is None or _on_several(args):
             return self._jitted(*args)
         key = _key(args)
-        if not self._read(key):
-            self._functions[key] = self._export(args, key)
+        if key not in self._functions:
+            self._functions[key] = self._read(key) or self._export(args, key)
         return self._functions[key](*args)
 
     def needed(self, *args: Any) -> int:
@@ -54,48 +62,40 @@ class Kept:
         Nothing is compiled; a call with such arguments need not trace again.
         """
         key = _key(args)
-        if self._folder is None or _on_several(args) or not self._read(key) or key not in self._needed:
-            self._needed[key] = memory.needed(self._jitted.trace(*args).jaxpr.jaxpr)
+        if key not in self._needed:
+            kept = None if self._folder is None or _on_several(args) else _content(self._path(key))
+            traced = kept is None or kept.needed is None
+            self._needed[key] = memory.needed(self._jitted.trace(*args).jaxpr.jaxpr) if traced else kept.needed
         return self._needed[key]
 
-    def _path(self, key: Any) -> pathlib.Path:
-        return (self._folder / hashlib.sha256(repr((self._digest, key)).encode()).hexdigest()[:40]).with_suffix(_SUFFIX)
+    def _path(self, key: str) -> pathlib.Path:
+        return (self._folder / f"{self._digest}-{key}").with_suffix(_SUFFIX)
 
-    def _read(self, key: Any) -> bool:
-        """Whether there is a program, which is then ready to be called."""
-        if key in self._functions:
-            return True
+    def _read(self, key: str) -> Callable | None:
+        """The program on disk, if there is one."""
         path = self._path(key)
-        try:
-            text, out_tree, needed = pickle.loads(path.read_bytes())
-            self._functions[key] = self._calling(export.deserialize(bytearray(text)), out_tree)
-        except Exception:  # whatever is the matter with a file, tracing does without it
-            return False
-        if needed is not None:
-            self._needed[key] = needed
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            path.touch()
-        return True
+        function = self._loading.result() if path == self._last else _load(path, self._options)
+        if function is not None:
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                path.touch()
+        return function
 
-    def _calling(self, exported: export.Exported, out_tree: Any) -> Callable:
-        """The program jitted, of arguments and results that are trees; its own are their leaves."""
-        return jax.jit(lambda *args: jax.tree.unflatten(out_tree, exported.call(*jax.tree.leaves(args))), **self._options)
-
-    def _export(self, args: tuple, key: Any) -> Callable:
+    def _export(self, args: tuple, key: str) -> Callable:
         """The function for such arguments, after its program was written."""
         ours = [export.DisabledSafetyCheck.custom_call(onednn.TARGET)]  # what handles it is part of the digest
         try:
             exported = export.export(self._jitted, disabled_checks=ours)(*args)
-            # A file can hold tuples of arrays, but no tree with the classes of a State.
+            # A serialized program can hold tuples of arrays, but no tree with the classes of a State.
             flat = dataclasses.replace(
                 exported,
                 in_tree=jax.tree.structure((tuple(exported.in_avals), {})),
                 out_tree=jax.tree.structure(tuple(exported.out_avals)),
             )
-            self._write(self._path(key), pickle.dumps((bytes(flat.serialize()), exported.out_tree, self._needed.get(key))))
-        except Exception:  # a callback to Python, a full disk, or an error that the call below raises itself
+            content = _Content(bytes(flat.serialize()), jax.tree.structure(args), exported.out_tree, self._needed.get(key))
+            self._write(self._path(key), pickle.dumps(tuple(content)))
+            return _compiled(flat, content, self._options)
+        except Exception:  # a callback to Python, a full disk, or an error that the call raises itself
             return self._jitted
-        return self._calling(flat, exported.out_tree)
 
     def _write(self, path: pathlib.Path, content: bytes) -> None:
         """The file, whole or not at all; and none too many of them."""
@@ -105,7 +105,7 @@ class Kept:
             part.write_bytes(content)
             part.replace(path)
         with contextlib.suppress(OSError):  # another process deletes them as well
-            for old in sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            for old in sorted(self._folder.glob(f"*{_SUFFIX}"), key=_used)[:-KEPT]:
                 old.unlink(missing_ok=True)
 
 
@@ -143,14 +143,57 @@ class Programs:
         elsewhere = config.jax_default_device is not None or devices[0].platform != jax.default_backend()
         if self._folder is None or plain or elsewhere or len(devices) > 1 or jax.process_count() > 1:
             return Kept(function, options, None, "")
-        digest = hashlib.sha256(repr((name, self._made_of, made_of, _surroundings(devices[0]))).encode()).hexdigest()
-        return Kept(function, options, self._folder, digest)
+        return Kept(function, options, self._folder, _short((name, self._made_of, made_of, _surroundings(devices[0]))))
 
 
-def _key(args: tuple) -> tuple:
+class _Content(NamedTuple):
+    """Of a file."""
+
+    text: bytes  # the program, serialized, of leaves
+    arguments: jax.tree_util.PyTreeDef
+    results: jax.tree_util.PyTreeDef
+    needed: int | None
+
+
+def _content(path: pathlib.Path) -> _Content | None:
+    with contextlib.suppress(Exception):  # whatever is the matter with a file, tracing does without it
+        return _Content(*pickle.loads(path.read_bytes()))
+
+
+def _load(path: pathlib.Path, options: dict) -> Callable | None:
+    """The program in a file, compiled."""
+    with contextlib.suppress(Exception):
+        content = _content(path)
+        return _compiled(export.deserialize(bytearray(content.text)), content, options)
+
+
+def _compiled(exported: export.Exported, content: _Content, options: dict) -> Callable:
+    """The program, of arguments and results that are trees; its own are their leaves."""
+
+    def call(*args: Any) -> Any:
+        return jax.tree.unflatten(content.results, exported.call(*jax.tree.leaves(args)))
+
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in exported.in_avals]
+    return jax.jit(call, **options).lower(*jax.tree.unflatten(content.arguments, shapes)).compile()
+
+
+def _key(args: tuple) -> str:
     """The structure, shapes and types of a function's arguments."""
     leaves, structure = jax.tree.flatten(args)
-    return str(structure), tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves)
+    return _short((str(structure), [(np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves]))
+
+
+def _short(thing: Any) -> str:
+    """A digest of what a thing's `repr` says."""
+    return hashlib.sha256(repr(thing).encode()).hexdigest()[:32]
+
+
+def _used(path: pathlib.Path) -> float:
+    """When a file was last of use; a file that another process has just deleted, never."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _on_several(args: tuple) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -99,9 +100,29 @@ def test_a_damaged_file_is_replaced_and_a_full_disk_is_no_error(tmp_path):
     traced(tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
+    kept = Programs(tmp_path).keep("sum", lambda players: (players, players.encoder.sum() + 4), ONE)
+    assert kept.needed(PLAYERS) == 4 * (3 + 1)
     assert [traced(tmp_path), traced(tmp_path)] == [1, 0]
     (tmp_path / "file").touch()
     assert traced(tmp_path / "file" / "folder") == 1
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_the_one_used_last_is_loaded_before_it_is_asked_for(tmp_path, monkeypatch, last):
+    """Which is seen where the files go before the call."""
+    args, files, times = [PLAYERS._replace(encoder=jnp.ones(size)) for size in (3, 4)], [], []
+    for arg in args:
+        traced(tmp_path, arg)
+        files += [path for path in tmp_path.iterdir() if path not in files]
+    os.utime(files[1 - last], (0, 0))
+    monkeypatch.setattr(programs, "_THREADS", ThreadPoolExecutor())
+    kept = Programs(tmp_path).keep("sum", lambda players: times.append(1) or (players, players.encoder.sum() + 4), ONE)
+    programs._THREADS.shutdown()
+    for path in files:
+        path.unlink()
+    for of, traces in ((last, 0), (1 - last, 1)):
+        assert kept(args[of])[1] == args[of].encoder.size + 4
+        assert len(times) == traces
 
 
 def test_what_cannot_be_kept_runs_all_the_same(tmp_path):
