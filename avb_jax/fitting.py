@@ -88,7 +88,7 @@ def fit(
     Raises:
       UserError: a slip in the arguments, or examples that the likelihood gives no probability to (of 10,000 at most, evenly
         spaced, and one draw from the prior); `Diverged`: a loss, or a player, is not finite.
-      Interrupted: SIGINT or SIGTERM came; the State was saved first.
+      Interrupted: SIGINT or SIGTERM came; the State was saved first, where there is a workdir.
 
     Example:
       >>> import jax.numpy as jnp, optax, avb_jax

@@ -143,11 +143,13 @@ def train(
                 done = any(np.ravel(processes.gathered(np.asarray(any(said)))))
                 report.clock = time.monotonic()
         state = processes.own(compiled.gather(state))
-        if asked and step < steps and not done:
-            where = "" if folder is None else f", saved in {workdir}, from which it continues"
-            raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
         for callback in callbacks if start >= steps else ():
             callback.checkpoint(step, state)
+        asked = any(np.ravel(processes.gathered(np.asarray(asked or bool(stop)))))
+        # A request in the last block ends what is saved; what is only here is returned.
+        if asked and (folder is not None or (step < steps and not done)):
+            where = "" if folder is None else f", saved in {workdir}, from which it continues"
+            raise Interrupted(f"{name}: stopped at step {step} of {steps}{where}")
     return state
 
 

@@ -265,6 +265,20 @@ def test_an_interrupted_run_continues(method, dataset, tmp_path, num_seeds):
     chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(continued))
 
 
+def test_a_request_in_the_last_block_ends_what_is_saved(method, dataset, tmp_path):
+    """So that nothing follows it, such as an evaluation; also where a run has ended before. What is only here is returned."""
+
+    class Stopping(Callback):
+        def checkpoint(self, step, state):
+            signal.raise_signal(signal.SIGINT)
+
+    whole = run(method, dataset, 4, callbacks=[Stopping()])
+    for _ in range(2):
+        with pytest.raises(Interrupted, match=rf"avb: stopped at step 4 of 4, saved in {tmp_path}, from which it continues"):
+            run(method, dataset, 4, tmp_path, callbacks=[Stopping()])
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(run(method, dataset, 4, tmp_path)))
+
+
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_seeds": 0}, {"log_every": 0}, {"checkpoint_every": 0}])
 def test_counts_are_checked(method, dataset, options):
     with pytest.raises(UserError, match=f"{next(iter(options))}=0: must be at least 1"):
