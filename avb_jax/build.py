@@ -1,6 +1,6 @@
 """From an experiment's config to what it describes: data set, method, optimisers; and from a run directory back to them.
 
-The fields are explained in `experiments/configs/common.py`.
+The fields are explained in `experiments/configs/fields.py`.
 """
 
 import math
@@ -140,6 +140,10 @@ def run(workdir: pathlib.Path, name: str | None = None, data_dir: str = "") -> R
     if not path.is_file():
         raise UserError(f"workdir={workdir}: no run there (there is no {path}); name the directory of a finished run")
     config = ml_collections.ConfigDict(read_json(path))
+    if "data" not in config:
+        raise UserError(
+            f"workdir={workdir}: a run of eight_schools, which has no data set; name one of synthetic, mnist or celeba"
+        )
     config.data.dir = data_dir or config.data.dir
     names = method_names(config)
     if name is not None and name not in names:

@@ -1,6 +1,6 @@
 """From an experiment's config to the players' networks and the likelihood, in the families of section 4 of the paper.
 
-The fields are explained in `experiments/configs/common.py`.
+The fields are explained in `experiments/configs/fields.py`.
 """
 
 from collections.abc import Callable

@@ -3,10 +3,10 @@
 What is compiled is a block of steps, one `lax.scan` over the batches' indices, with the data set on the device (or over the
 batches themselves, where these come from a memory-mapped file or an iterator).
 
-  jit      one device
-  pmap     one program per device, each with its share of the batch and randomness of its own; gradients, collections and what
-           is observed are averaged over the devices (`transforms.over_devices`)
-  sharded  one program over all devices of a mesh, with the batch split between them: the same numbers on any count
+- jit: one device.
+- pmap: one program per device, each with its share of the batch and randomness of its own; gradients, collections and what is
+  observed are averaged over the devices (`transforms.over_devices`).
+- sharded: one program over all devices of a mesh, with the batch split between them: the same numbers on any count.
 """
 
 import functools

@@ -4,7 +4,7 @@
 
 Variants, with the time on one core that other work shared, and KL(q, NUTS) in nats by nearest neighbours:
 
-    ''     11 minutes; AVB 0.02 (further seeds 0.08 to 0.28), a full-rank Gaussian 0.84
+    ''     11 minutes; AVB 0.00, a full-rank Gaussian 0.84
     smoke  3 minutes, most of them compiling, to see that everything runs: its numbers mean nothing
 """
 

@@ -71,7 +71,10 @@ TRAINING = {
     "patience": Field(
         None, "checkpoints in a row without a better held-out bound on log p(x), after which training ends; None: never", int
     ),
-    "data.name": Field("", "four_points, digits, mnist, celeba, images, drawn_faces, or tfds:NAME"),
+    "data.name": Field(
+        "",
+        "four_points, digits, mnist, celeba, images, drawn_faces, tfds: and mnist, binarized_mnist, fashion_mnist or celeb_a",
+    ),
     "data.dir": Field("", "folder of the data's files"),
     "data.binarize": Field("none", "none, dynamic (pixels drawn anew each time) or threshold"),
     "encoder.kind": Field(
@@ -118,7 +121,7 @@ TRAINING = {
     "realnvp.layers": Field(2, "layers of each coupling's network in the method realnvp"),
     "realnvp.scales": Field(2, "scales of the method realnvp"),
     "realnvp.levels": Field(256, "values that a pixel has, for the method realnvp"),
-    "network.activation": Field("relu", "relu, leaky_relu, silu, tanh or another of flax.linen's"),
+    "network.activation": Field("relu", "relu, leaky_relu, elu, silu or tanh"),
     "network.head_scale": Field(1.0, "variance of the first kernels behind q's mean and scale; near 0, q starts near p"),
     "network.minus_log_prior": Field(True, "T is the network less log p(z), which it then has not to learn"),
     "optimizer.encoder_rate": Field(1e-3, "Adam's learning rate for the encoder"),

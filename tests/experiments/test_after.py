@@ -14,6 +14,7 @@ from PIL import Image
 
 from avb_jax import UserError
 from experiments import launch, report
+from experiments.configs import eight_schools
 from tests.experiments.command import MNIST, TINY, run
 
 FIELDS = [
@@ -131,6 +132,14 @@ def test_a_report_is_one_page(trained, tmp_path, capsys):
     status, _, err = command("report", capsys, workdir=tmp_path / "nothing")
     assert status == 2
     assert "no run there" in err
+
+
+def test_a_run_without_a_data_set_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(eight_schools.get_config("smoke").to_json())
+    for name, given in (("sample", {"figure": "samples"}), ("encode", {"split": "test"})):
+        status, _, err = command(name, capsys, workdir=tmp_path, **given)
+        assert status == 2
+        assert f"workdir={tmp_path}: a run of eight_schools, which has no data set; name one of" in err
 
 
 def test_the_last_comparison_and_the_runs_in_it(tmp_path, monkeypatch):
