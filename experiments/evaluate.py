@@ -18,7 +18,7 @@ from avb_jax.evaluation import ais
 from avb_jax.evaluation.estimator import Estimator
 from avb_jax.figures import plots, save, titled
 from avb_jax.fitting import restore
-from avb_jax.training import workdir
+from avb_jax.training import checkpoints, workdir
 from avb_jax.training.loop import initial_state
 from experiments import launch
 
@@ -161,7 +161,9 @@ def load(options: ml_collections.ConfigDict, folder: pathlib.Path, name: str) ->
     like = initial_state(run.method, run.data, run.config.seed, run.num_seeds)
     state = restore(folder, name, like, launch.step_of(str(options.step)))
     step = int(state.step[0])
-    unfinished = "" if step >= run.config.steps else f", not finished: its config has {run.config.steps}"
+    reached = max([step, *checkpoints.steps(folder / "checkpoints" / name)])
+    finished = reached >= run.config.steps or workdir.ended(folder, name) == reached
+    unfinished = "" if finished else f", not finished: its config has {run.config.steps}"
     print(f"{name}: {seeds} of {run.num_seeds} seeds at step {step}{unfinished}", flush=True)
     return run, jax.tree.map(lambda a: a[:seeds], state), seeds
 

@@ -10,6 +10,7 @@ from avb_jax.evaluation.estimator import Estimator, Number, mean, so_far
 from avb_jax.method import Method
 from avb_jax.settings import check_counts, check_settings
 from avb_jax.streams import stream
+from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import JSONLines, ProgressBar
 from avb_jax.training.loop import train
 from avb_jax.types import AdversaryTerms, Array, State
@@ -74,18 +75,19 @@ class Optimality(Estimator):
         key = stream(subject.key, "fresh_adversary")
         method = subject.method.fresh_adversary(optax.adam(self.rate, b1=self.b1), subject.state)
         folder = subject.keep("fresh_adversary", {"batch_size": self.batch_size, "rate": self.rate, "b1": self.b1})
-        start = jax.jit(method.init)(key, subject.some_x())
+        start, name = jax.jit(method.init)(key, subject.some_x()), f"{subject.name} fresh T"
+        there = [] if folder is None else checkpoints.steps(folder / "checkpoints" / name)  # of more steps, perhaps
         state = train(
             method,
             subject.data,
-            steps=self.steps,
+            steps=max([self.steps, *there]),
             batch_size=self.batch_size,
             seed=int(jax.random.bits(key)) // 2,
             parallel=self.parallel,
             log_every=50,
             checkpoint_every=500,
             workdir=folder,
-            name=f"{subject.name} fresh T",
+            name=name,
             state=start,
             callbacks=[JSONLines(), *([] if subject.quiet else [ProgressBar()])],
         )

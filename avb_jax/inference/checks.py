@@ -170,6 +170,8 @@ class Weigher:
 
     def __call__(self, params: PyTree, key: Array, draws: int) -> Weighed:
         """So many draws: NumPy arrays."""
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)  # NumPyro's users have such keys
         keys = jax.random.split(key, -(-draws // BLOCK) * BLOCK).reshape(-1, BLOCK)
         with jax.default_matmul_precision(PRECISION):
             blocks = [self._block(params, block) for block in keys]

@@ -1,5 +1,6 @@
 """AVB and SIVI for NumPyro models: `fit_numpyro`, and the same in the shape of NumPyro's guides."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ class _AutoImplicit(AutoContinuous):
     _method: str
 
     def __init__(self, model: Callable, *, prefix: str = "auto", init_loc_fn: Callable | None = None, **settings: Any):
+        if given := {"seed", "steps"} & set(settings):
+            raise UserError(f"{min(given)}: is for `run`, which takes rng_key and num_steps, or for `fit_numpyro`")
         self._settings, self._starts = {"method": self._method, **settings}, init_loc_fn is not None
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn or init_to_value(values={}))
 
@@ -55,9 +58,13 @@ class _AutoImplicit(AutoContinuous):
           UserError: as `fit_numpyro`.
         """
         seed = int(jax.random.randint(rng_key, (), 0, 2**31 - 1))
-        losses = _Losses()
-        options = {"steps": num_steps, "quiet": not progress_bar, "workdir": workdir, "callbacks": [losses]}
-        found = self.fit(seed, args, kwargs, **options)
+        losses, given = _Losses(), self._settings
+        options = {
+            "callbacks": [*given.get("callbacks", ()), losses],
+            "quiet": given.get("quiet", False) or not progress_bar,
+            "workdir": workdir or given.get("workdir"),
+        }
+        found = self.fit(seed, args, kwargs, steps=num_steps, **options)
         return RunResult({self._name: found.state.ema.params.encoder}, found, jnp.asarray(losses.values))
 
     def fit(self, seed: int, args: Sequence, kwargs: dict, **options: Any) -> Fit:
@@ -72,8 +79,9 @@ class _AutoImplicit(AutoContinuous):
             origin = jnp.zeros(self.latent_dim)
             options["start"] = self._init_latent if self._starts or not np.isfinite(log_density(origin)) else origin
         found = fit(log_density, self.latent_dim, seed=seed, **options)
-        runs = tuple(dataclasses.replace(one, constrain=self._constrain) for one in found.runs)
-        return dataclasses.replace(found, constrain=self._constrain, runs=runs)
+        constrain = copy.copy(self)._constrain  # of these arguments, whatever the guide is fitted to afterwards
+        runs = tuple(dataclasses.replace(one, constrain=constrain) for one in found.runs)
+        return dataclasses.replace(found, constrain=constrain, runs=runs)
 
     def sample_posterior(self, rng_key: Array, params: dict, *args: Any, sample_shape: tuple = (), **kwargs: Any) -> dict:
         """Draws {site: [*sample_shape, ...]}, deterministic sites included; after `run` without the model's arguments."""
@@ -116,7 +124,8 @@ class _AutoImplicit(AutoContinuous):
 class AutoAVB(_AutoImplicit):
     """A guide for NumPyro models whose q is any sampler's, trained by AVB with adaptive contrast.
 
-    `run(rng_key, num_steps, *args)` is in the place of `SVI(...).run`. Settings are those of `inference.fit`.
+    `run(rng_key, num_steps, *args)` is in the place of `SVI(...).run`. Settings are those of `inference.fit` but for `seed` and
+    `steps`.
 
     Example:
       >>> import numpyro, numpyro.distributions as dist

@@ -8,6 +8,7 @@ from avb_jax.inference.checks import APART, FEW, TAIL, WATCHED, Weigher, check_f
 from avb_jax.streams import stream
 from avb_jax.training import checkpoints
 from avb_jax.training.callbacks import Callback, Run, short
+from avb_jax.training.loop import initial_state
 from avb_jax.transforms.ema import averaged
 from avb_jax.types import State
 
@@ -34,12 +35,12 @@ class Watch(Callback):
             return
         checkpoints.sweep(self._folder)
         checkpoints.remove(self._folder, [step for step in checkpoints.steps(self._folder) if step > run.start])
+        if checkpoints.steps(self._folder):
+            self.best = checkpoints.restore(self._folder, initial_state(run.method, run.data, run.seed, run.num_seeds))
+            self._of_best = self._numbers(self.best)
 
     def checkpoint(self, step: int, state: State) -> bool:
         """Whether every seed's q is within the tolerance of the density."""
-        if self.best is None and self._folder is not None and checkpoints.steps(self._folder):
-            self.best = checkpoints.restore(self._folder, state)
-            self._of_best = self._numbers(self.best)
         numbers = self._numbers(state)
         self.run.record(step, {f"checked_{field}": numbers[field] for field in FIELDS})
         taken = np.ones(self.run.num_seeds or 1, bool) if self.best is None else ~self._worse(numbers)
@@ -54,7 +55,8 @@ class Watch(Callback):
             )
             self._of_best = {field: np.where(taken, numbers[field], old) for field, old in self._of_best.items()}
         if self._folder is not None and (taken.any() or not checkpoints.steps(self._folder)):
-            checkpoints.save(self._folder, step, self.best, kept=1)
+            # Two, since the training's own State of this step is not saved yet, and the one before needs its own best.
+            checkpoints.save(self._folder, step, self.best, kept=2)
         self._say(step, numbers, taken)
         gap, width = (numbers[field] - numbers["elbo_lower"] for field in ("log_evidence", "elbo_upper"))
         return bool(np.all((gap < self._tolerance) & (width < APART) & (numbers["pareto_k"] < TAIL)))

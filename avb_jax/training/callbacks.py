@@ -100,6 +100,7 @@ class JSONLines(Callback):
 
     def start(self, run: Run) -> None:
         super().start(run)
+        self._file = None
         if run.workdir is None or run.start >= run.steps:
             return
         path = run.workdir / "metrics.jsonl"
@@ -211,6 +212,7 @@ class WeightsAndBiases(Callback):
 
     def start(self, run: Run) -> None:
         super().start(run)
+        self._of = None
         if run.start >= run.steps:
             return
         options = {"name": run.name, **self._options}
@@ -262,7 +264,11 @@ class Profile(Callback):
     For TensorBoard (its profile plugin) and, the `perfetto_trace.json.gz` in it, for https://ui.perfetto.dev.
     """
 
-    _blocks, _tracing = 0, False
+    _tracing = False
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        self._blocks = 0
 
     def report(self, step: int, numbers: dict[str, np.ndarray], examples_per_second: float | None) -> None:
         self._blocks += 1

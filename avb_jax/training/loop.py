@@ -21,7 +21,7 @@ from avb_jax.method import Method
 from avb_jax.training import blocks, checkpoints, checks
 from avb_jax.training.callbacks import Callback, Run
 from avb_jax.training.programs import Programs
-from avb_jax.training.workdir import Positions, ended, rollbacks
+from avb_jax.training.workdir import Positions, begun, ended, rollbacks
 from avb_jax.transforms import over_seeds
 from avb_jax.types import Array, State, UserError
 
@@ -93,8 +93,9 @@ def train(
             raise UserError(
                 f"steps={steps}: {name} is at step {start}" + (f" in {workdir}; use another workdir" if folder else "")
             )
-        if folder is not None and ended(workdir, name) == start:
-            steps = start
+        if folder is not None:
+            begun(workdir, name, seed)
+            steps = start if ended(workdir, name) == start else steps
         if folder is not None and processes.first():
             checkpoints.tidy(folder, start)
         processes.wait(f"{name} from {start}")
@@ -248,7 +249,7 @@ def initial_state(
 ) -> State:
     """The State before the first step, with a leading axis of seeds where there are several."""
     programs, init = programs or Programs(), _initial(method, data, num_seeds)
-    return programs.keep("initial state", init, jax.devices()[:1], num_seeds, compiler_options=RUN_ONCE)(seed)
+    return programs.keep("initial state", init, jax.devices()[:1], num_seeds, compiler_options=RUN_ONCE)(np.uint32(seed))
 
 
 def _initial(method: Method, data: Dataset | Batches, num_seeds: int | None) -> Callable[[int], State]:

@@ -40,8 +40,9 @@ class Kept:
     The program that was used last begins to load at once, in a thread, since most starts are the last one again.
     """
 
-    def __init__(self, function: Callable, options: dict, folder: pathlib.Path | None, digest: str):
+    def __init__(self, function: Callable, options: dict, device: jax.Device, folder: pathlib.Path | None, digest: str):
         self._jitted, self._options, self._folder, self._digest = jax.jit(function, **options), options, folder, digest
+        self._device = device
         self._functions: dict[str, Callable] = {}  # by the structure and shapes of their arguments
         self._needed: dict[str, int] = {}
         files = sorted(folder.glob(f"{digest}-*{_SUFFIX}"), key=_used) if folder else []
@@ -49,7 +50,7 @@ class Kept:
         self._loading = _THREADS.submit(_load, self._last, options) if files else None
 
     def __call__(self, *args: Any) -> Any:
-        if self._folder is None or _on_several(args):
+        if self._folder is None or _elsewhere(args, self._device):
             return self._jitted(*args)
         key = _key(args)
         if key not in self._functions:
@@ -63,7 +64,7 @@ class Kept:
         """
         key = _key(args)
         if key not in self._needed:
-            kept = None if self._folder is None or _on_several(args) else _content(self._path(key))
+            kept = None if self._folder is None or _elsewhere(args, self._device) else _content(self._path(key))
             traced = kept is None or kept.needed is None
             self._needed[key] = memory.needed(self._jitted.trace(*args).jaxpr.jaxpr) if traced else kept.needed
         return self._needed[key]
@@ -74,7 +75,8 @@ class Kept:
     def _read(self, key: str) -> Callable | None:
         """The program on disk, if there is one."""
         path = self._path(key)
-        function = self._loading.result() if path == self._last else _load(path, self._options)
+        # Threads do not see what a context manager has set of JAX's configuration, without which it may be loaded here.
+        function = (self._loading.result() if path == self._last else None) or _load(path, self._options)
         if function is not None:
             with contextlib.suppress(OSError):  # a folder that may only be read
                 path.touch()
@@ -142,8 +144,10 @@ class Programs:
         plain = config.jax_disable_jit or config.jax_debug_nans or not config.jax_enable_compilation_cache
         elsewhere = config.jax_default_device is not None or devices[0].platform != jax.default_backend()
         if self._folder is None or plain or elsewhere or len(devices) > 1 or jax.process_count() > 1:
-            return Kept(function, options, None, "")
-        return Kept(function, options, self._folder, _short((name, self._made_of, made_of, _surroundings(devices[0]))))
+            return Kept(function, options, devices[0], None, "")
+        return Kept(
+            function, options, devices[0], self._folder, _short((name, self._made_of, made_of, _surroundings(devices[0])))
+        )
 
 
 class _Content(NamedTuple):
@@ -196,10 +200,11 @@ def _used(path: pathlib.Path) -> float:
         return 0.0
 
 
-def _on_several(args: tuple) -> bool:
-    """Whether any array is on several devices."""
-    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(args))
-    return any(place is not None and len(place.device_set) > 1 for place in places)
+def _elsewhere(args: tuple, device: jax.Device) -> bool:
+    """Whether any array is bound to other devices than this one."""
+    leaves = (leaf for leaf in jax.tree.leaves(args) if getattr(leaf, "committed", True))
+    places = (getattr(leaf, "sharding", None) for leaf in leaves)
+    return any(place is not None and place.device_set != {device} for place in places)
 
 
 def _surroundings(device: jax.Device) -> tuple:

@@ -53,6 +53,20 @@ def rollbacks(workdir: pathlib.Path, name: str, more: int = 0) -> int:
     return counts.get(name, 0)
 
 
+def begun(workdir: pathlib.Path, name: str, seed: int) -> None:
+    """Notes the seed that a training begins with.
+
+    Raises:
+      UserError: it was begun with another one.
+    """
+    path = workdir / "seeds.json"
+    seeds = read_json(path) if path.exists() else {}
+    if seeds.get(name, seed) != seed:
+        raise UserError(f"seed={seed}: {name} in {workdir} was begun with seed={seeds[name]}; use another workdir")
+    if name not in seeds:
+        write_json(path, {**seeds, name: int(seed)})
+
+
 def ended(workdir: pathlib.Path, name: str, at: int | None = None) -> int | None:
     """The step at which a callback ended a training for good, None where none did; `at` says that one has."""
     path = workdir / "ended.json"

@@ -1,5 +1,7 @@
 """NumPyro models: their densities, draws in their own space, and the shape of NumPyro's guides."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from numpyro import distributions as dist
 from scipy import stats
 
-from avb_jax import UserError, inference
+from avb_jax import Callback, UserError, inference
 from avb_jax.inference import guides
 from avb_jax.inference.fitting import game
 
@@ -74,6 +76,34 @@ def test_a_guide_is_run_as_svi_is(conjugate, guide):
     np.testing.assert_allclose(np.quantile(draws["rate"], 0.9), quantiles["rate"][2], rtol=0.15)
     one = guide.sample_posterior(KEY, params)
     assert one["mean"].shape == ()
+
+
+def test_what_a_guide_was_given_holds_for_its_runs(conjugate, monkeypatch):
+    """And a fit stays that of its own data when the guide is run on others."""
+    asked = []
+
+    def fit(log_density, dim, **options):
+        asked.append(options)
+        state = SimpleNamespace(ema=SimpleNamespace(params=SimpleNamespace(encoder={})))
+        return inference.Fit(dim, 1, lambda noise: noise, lambda z: z, None, state=state)
+
+    monkeypatch.setattr(guides, "fit", fit)
+    mine = Callback()
+
+    def scaled(y):
+        numpyro.deterministic("sum", numpyro.sample("mean", dist.Normal()) + y.sum())
+
+    guide = inference.AutoAVB(scaled, workdir="w", callbacks=[mine], quiet=True)
+    _, one, _ = guide.run(KEY, 7, jnp.ones(3))
+    _, two, _ = guide.run(KEY, 7, jnp.ones(5), workdir="v")
+    assert [(options["workdir"], options["quiet"], options["steps"]) for options in asked] == [("w", True, 7), ("v", True, 7)]
+    assert all(options["callbacks"][0] is mine and len(options["callbacks"]) == 2 for options in asked)
+    for found, total in ((one, 3.0), (two, 5.0)):
+        draws = found.sample(KEY, 4)
+        np.testing.assert_allclose(draws["sum"] - draws["mean"], total, rtol=1e-6)
+    for name in ("seed", "steps"):
+        with pytest.raises(UserError, match=f"^{name}: is for `run`"):
+            inference.AutoAVB(scaled, **{name: 3})
 
 
 @pytest.mark.slow

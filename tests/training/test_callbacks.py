@@ -94,6 +94,18 @@ def test_nothing_is_written_without_a_workdir_or_steps_to_take(run, boards):
     assert boards == []
 
 
+def test_keepers_may_be_used_again(tmp_path, boards):
+    """For a run that writes nothing, too."""
+    (tmp_path / "other").mkdir()
+    for callback in (JSONLines(), TensorBoard()):
+        for workdir in (tmp_path, None, tmp_path / "other"):
+            callback.start(run_of(workdir))
+            callback.report(6, {"elbo": np.array(1.0)}, None)
+            callback.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert [len(board.scalars) for board in boards] == [1, 1]
+
+
 def test_progress_in_lines(monkeypatch, capsys):
     """What is left is by the time since the first report: 100 steps in 50 seconds, then 150 steps take 75 more."""
     times = iter([7.0, 57.0, 132.0])

@@ -265,6 +265,14 @@ def test_an_interrupted_run_continues(method, dataset, tmp_path, num_seeds):
     chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(continued))
 
 
+def test_seeds(method, dataset, tmp_path):
+    """All that fit into 32 bits; a workdir is one seed's."""
+    assert run(method, dataset, 2, tmp_path, seed=2**32 - 1).step == 2
+    with pytest.raises(UserError, match=rf"^seed=1: avb in {tmp_path} was begun with seed=4294967295; use another workdir"):
+        run(method, dataset, 4, tmp_path, seed=1)
+    run(method, dataset, 2, tmp_path, seed=1, name="another")
+
+
 def test_a_request_in_the_last_block_ends_what_is_saved(method, dataset, tmp_path):
     """So that nothing follows it, such as an evaluation; also where a run has ended before. What is only here is returned."""
 

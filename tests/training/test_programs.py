@@ -161,6 +161,24 @@ def test_nothing_is_kept_where_it_would_be_in_the_way(tmp_path, setting):
     assert not list(tmp_path.iterdir())
 
 
+def test_arrays_on_another_device_are_computed_with_there(tmp_path):
+    """By a program that is not kept; those that are bound to no device come along."""
+    one, other = jax.devices()[:2]
+    kept = Programs(tmp_path).keep("f", lambda x: x + 1, [one])
+    for x, where in ((jnp.ones(3), one), (jax.device_put(jnp.ones(3), other), other), (np.ones(3, np.float32), one)):
+        assert kept(x).devices() == {where}
+        assert kept.needed(x) == 12
+    assert len(list(tmp_path.iterdir())) == 1
+    on_other = Programs(tmp_path).keep("f", lambda x: x + 1, [other], out_shardings=jax.sharding.SingleDeviceSharding(other))
+    assert on_other(jnp.ones(3)).devices() == {other}
+
+
+def test_one_that_needs_the_configuration_of_its_caller_is_found(tmp_path):
+    """A thread does not see what a context manager has set."""
+    with jax.enable_x64(True):
+        assert [traced(tmp_path, PLAYERS._replace(encoder=jnp.ones(3, jnp.float64))) for _ in range(2)] == [1, 0]
+
+
 def test_a_call_of_onednn_is_kept(tmp_path):
     if not onednn.available():
         pytest.skip("oneDNN is not installed: pip install 'avb_jax[onednn]'")
