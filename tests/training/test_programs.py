@@ -169,7 +169,7 @@ def test_arrays_on_another_device_are_computed_with_there(tmp_path):
         assert kept(x).devices() == {where}
         assert kept.needed(x) == 12
     assert len(list(tmp_path.iterdir())) == 1
-    on_other = Programs(tmp_path).keep("f", lambda x: x + 1, [other], out_shardings=jax.sharding.SingleDeviceSharding(other))
+    on_other = Programs(tmp_path).keep("g", lambda x: x + 1, [other], out_shardings=jax.sharding.SingleDeviceSharding(other))
     assert on_other(jnp.ones(3)).devices() == {other}
     assert len(list(tmp_path.iterdir())) == 2
 
