@@ -201,7 +201,7 @@ def fit(
         inflation, 1 + 2 / dim: of the standard deviation of the Gaussian's draws that T is shown, over q's, so that it has seen
         what lies around q; the more dimensions, the fewer such draws are near q's middle;
         clip, 10: largest norm of a gradient; densities are steep far from their modes, where the sampler may start.
-        Those of T (adversary_*, inflation) mean nothing to 'sivi' and 'uivi'.
+        Those of T (its widths, steps and rate, and inflation) mean nothing to 'sivi' and 'uivi'.
 
     Raises:
       UserError: settings out of range; with the point, a density that is not a number somewhere, or has none at the start or
