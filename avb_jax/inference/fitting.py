@@ -184,7 +184,8 @@ def fit(
         there, as the first Gaussian whose ELBO lacks at most a nat per dimension of the largest: as N(start, I) itself where
         that is near enough; from further away T would have to follow q all the way.
       tolerance: estimate of KL(q, p), nats between the log evidence and q's own ELBO, at which training ends; 0: never.
-      workdir: folder for checkpoints and metrics, from which an interrupted fit continues; none by default.
+      workdir: folder for checkpoints and metrics, from which an interrupted fit continues and a finished one is read back,
+        of this density and these settings; none by default.
       callbacks: further ones, called between blocks of steps.
       quiet: no progress on the terminal.
       **settings: noise_dim, 0: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
