@@ -108,8 +108,8 @@ def game(
     inflation = 1.0 + 2.0 / dim if inflation is None else inflation
     if adversary_widths is None:  # with a smaller T there is time for more steps; in ten dimensions it does not keep up
         adversary_widths = (128, 128) if dim <= SMALL else (256, 256)
-    if gaussian_share is None:  # ridges in few dimensions are thin; in more, T does not resolve a q as sharp as these need
-        gaussian_share = 0.3 if method == "avb" and dim > SMALL else 0.05
+    if gaussian_share is None:  # the less, the longer and the thinner q's arms may be; the more, the better T resolves q
+        gaussian_share = 0.05 if method != "avb" else 0.15 if dim <= SMALL else 0.3
     check_settings(
         noise_dim=at_least(noise_dim, 0),
         adversary_steps=at_least(adversary_steps, 1),
@@ -191,7 +191,7 @@ def fit(
       **settings: noise_dim, 0: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
         `dim` more, the Gaussian share's, a draw takes 2 dim + noise_dim. The fewer, the tighter the bounds;
         widths, (128, 128): of the sampler's network;
-        gaussian_share, 0.05, of AVB in more than three dimensions 0.3: of q's variance in each dimension at the start, how much
+        gaussian_share, of AVB 0.3, up to three dimensions 0.15, else 0.05: of q's variance in each dimension at the start, how much
         is independent Gaussian noise, against a q that is sharper than T, or the bounds, resolve; no floor, since training may
         shrink it;
         adversary_widths, (256, 256), up to three dimensions (128, 128): of T's network;

@@ -125,7 +125,7 @@ def test_what_a_fit_reports_follows_from_its_draws(untrained):
     assert "T puts the ELBO" in str(found) or "T says" in str(found)
 
 
-@pytest.mark.parametrize(("method", "dim", "share"), [("avb", 3, 0.05), ("avb", 4, 0.3), ("sivi", 4, 0.05)])
+@pytest.mark.parametrize(("method", "dim", "share"), [("avb", 3, 0.15), ("avb", 4, 0.3), ("sivi", 4, 0.05)])
 def test_the_gaussian_share_where_nothing_is_said(method, dim, share):
     assert fitting.game(lambda z: -jnp.sum(z**2), dim, method=method).gaussian_share == share
 
