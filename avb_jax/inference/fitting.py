@@ -191,9 +191,9 @@ def fit(
       **settings: noise_dim, 0: numbers that the sampler's network sees next to `dim` others, which also enter linearly; with
         `dim` more, the Gaussian share's, a draw takes 2 dim + noise_dim. The fewer, the tighter the bounds;
         widths, (128, 128): of the sampler's network;
-        gaussian_share, of AVB 0.3, up to three dimensions 0.15, else 0.05: of q's variance in each dimension at the start, how much
-        is independent Gaussian noise, against a q that is sharper than T, or the bounds, resolve; no floor, since training may
-        shrink it;
+        gaussian_share, 0.05, of AVB 0.3 and up to three dimensions 0.15: of q's variance in each dimension at the start, how
+        much is independent Gaussian noise, against a q that is sharper than T, or the bounds, resolve; no floor, since training
+        may shrink it;
         adversary_widths, (256, 256), up to three dimensions (128, 128): of T's network;
         adversary_steps, 2: updates of T per step, which keep it near its optimum (section 3.2);
         sampler_rate, 1e-3 / dim and at least 2e-4, or without T 2e-3: Adam's, of the sampler, which has to be slow for T to
