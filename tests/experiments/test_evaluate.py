@@ -30,7 +30,7 @@ QUICK = [
     "moments.draws=4",
     "knn.images=3",
     "knn.draws=60",
-    "knn.codes=200",
+    "knn.codes=240",
 ]
 
 
