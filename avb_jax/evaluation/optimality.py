@@ -76,11 +76,12 @@ class Optimality(Estimator):
         method = subject.method.fresh_adversary(optax.adam(self.rate, b1=self.b1), subject.state)
         folder = subject.keep("fresh_adversary", {"batch_size": self.batch_size, "rate": self.rate, "b1": self.b1})
         start, name = jax.jit(method.init)(key, subject.some_x()), f"{subject.name} fresh T"
-        there = [] if folder is None else checkpoints.steps(folder / "checkpoints" / name)  # of more steps, perhaps
+        there = [] if folder is None else checkpoints.steps(folder / "checkpoints" / name)
+        steps = max([self.steps, *there])  # one of more steps that is there already is the better one
         state = train(
             method,
             subject.data,
-            steps=max([self.steps, *there]),
+            steps=steps,
             batch_size=self.batch_size,
             seed=int(jax.random.bits(key)) // 2,
             parallel=self.parallel,
@@ -97,7 +98,7 @@ class Optimality(Estimator):
         gap = mean(own.loss - fresh.loss)
         if gap.mean < 0:
             subject.note(
-                f"a fresh T is still worse than T after {self.steps} steps, so that the optimality gap says nothing yet; raise "
+                f"a fresh T is still worse than T after {steps} steps, so that the optimality gap says nothing yet; raise "
                 "optimality.steps (the training continues)"
             )
         numbers = {

@@ -73,7 +73,7 @@ TRAINING = {
     ),
     "data.name": Field(
         "",
-        "four_points, digits, mnist, celeba, images, drawn_faces, tfds: and mnist, binarized_mnist, fashion_mnist or celeb_a",
+        "four_points, digits, mnist, celeba, images, drawn_faces, tfds:mnist (binarized_mnist, fashion_mnist, celeb_a)",
     ),
     "data.dir": Field("", "folder of the data's files"),
     "data.binarize": Field("none", "none, dynamic (pixels drawn anew each time) or threshold"),
